@@ -1,0 +1,69 @@
+# Each target sets up its own environment, from the exact tested set of the interpreter's version, and anew only when setup.py or that set changed.
+
+PYTHON ?= python3
+DEMO_DIR ?= demo_run
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+JSON ?= $(NAME).json
+PIP_INSTALL = -m pip install --disable-pip-version-check --no-warn-script-location
+
+MINOR := $(shell $(PYTHON) -c 'import sys; print("%d%d" % sys.version_info[:2])' 2>/dev/null)
+CONSTRAINTS = constraints/py$(MINOR).txt
+READY = ready-py$(MINOR)
+
+# Expanded only where an environment must be made: what stands in the way, in one line.
+require_python = $(if $(strip $(problem)),$(error $(problem)))
+problem = $(shell $(PYTHON) .ci/python_problem.py 2>&1 || true)
+
+.PHONY: help demo test test-slow lint bench constraints clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo        the whole system on real sound, into $(DEMO_DIR)/ (DEMO_DIR=..., DEMO_ARGS='--languages de,fr,ru')"
+	@echo "make test        every test but the slow ones (PYTEST_ARGS='-k manifest')"
+	@echo "make test-slow   the slow ones"
+	@echo "make lint        ruff and mypy"
+	@echo "make bench NAME=... [JSON=out.json]   one of benchmarks/"
+	@echo "make constraints the newest set that the bounds allow, into $(CONSTRAINTS); run the tests before you commit it"
+	@echo "make clean       removes the environments, never $(DEMO_DIR)/"
+	@echo "PYTHON=python3.12 chooses the interpreter (3.11 to 3.13; now: $(PYTHON))"
+
+demo: .venv-demo/$(READY)
+	@.venv-demo/bin/xretrieval demo --workdir "$(DEMO_DIR)" $(DEMO_ARGS)
+
+test: .venv-test/$(READY)
+	@.venv-test/bin/python -m pytest $(PYTEST_ARGS)
+
+test-slow: .venv-test/$(READY)
+	@.venv-test/bin/python -m pytest -m slow $(PYTEST_ARGS)
+
+lint: .venv-test/$(READY)
+	@.venv-test/bin/ruff check .
+	@.venv-test/bin/ruff format --check .
+	@.venv-test/bin/mypy
+
+bench: .venv-bench/$(READY)
+	$(if $(NAME),,$(error NAME= is missing: one of $(filter-out __init__,$(basename $(notdir $(wildcard benchmarks/*.py))))))
+	@.venv-bench/bin/python -m benchmarks.$(NAME) --json "$(JSON)"
+
+.venv-%/$(READY): setup.py pyproject.toml $(wildcard $(CONSTRAINTS))
+	$(require_python)
+	@echo "setting up .venv-$* for Python $$($(PYTHON) -V 2>&1 | cut -d' ' -f2): some minutes, most of it TensorFlow and JAX"
+	@$(PYTHON) -m venv --clear .venv-$*
+	@.venv-$*/bin/python $(PIP_INSTALL) --constraint $(CONSTRAINTS) --editable ".[$*]"
+	@# 430 MB of C++ headers, for building operations of TensorFlow: no stage does.
+	@rm -rf .venv-$*/lib/python3*/site-packages/tensorflow/include
+	@touch $@
+
+constraints:
+	$(require_python)
+	@$(PYTHON) -m venv --clear .venv-constraints
+	@.venv-constraints/bin/python $(PIP_INSTALL) ".[all]"
+	@.venv-constraints/bin/python -m pip check
+	@{ echo "# The exact set that was tested on Python $$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])') (Linux, x86-64), all extras but cuda. Made by: make constraints"; \
+	   .venv-constraints/bin/python -m pip freeze --exclude xretrieval; } > $(CONSTRAINTS).tmp
+	@mv $(CONSTRAINTS).tmp $(CONSTRAINTS)
+	@rm -rf .venv-constraints
+
+clean:
+	rm -rf .venv-demo .venv-test .venv-bench .venv-constraints

@@ -1,0 +1,1 @@
+"""SeqIO tasks and mixtures: what an example is, for each corpus."""

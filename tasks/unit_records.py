@@ -1,0 +1,84 @@
+"""Tasks over unit records: one a language and kind, and their mixture.
+
+    {prefix}/speech_to_text/de_de   spoken German -> its transcript
+    {prefix}/text_to_english/de_de  German text -> English text
+"""
+
+import functools
+import os
+
+import seqio
+import tensorflow as tf
+
+from tasks.vocabulary import ExtendedVocabulary
+from xretrieval.data import preprocessors
+from xretrieval.data.vocabulary import Vocabulary
+from xretrieval.units.extract import read_index, read_unit_records
+
+FEATURE_TYPES = {
+    preprocessors.SPEECH_TO_TEXT: {"inputs": tf.TensorSpec([None], tf.int32), "targets": tf.TensorSpec([], tf.string)},
+    preprocessors.TEXT_TO_ENGLISH: {"inputs": tf.TensorSpec([], tf.string), "targets": tf.TensorSpec([], tf.string)},
+}
+
+
+def source(records_dir: str, kind: str, language: str, vocabulary: Vocabulary, splits: tuple[str, ...]) -> seqio.FunctionDataSource:
+    """The pairs of one language and kind, streamed from `records_dir`/<split>."""
+
+    def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
+        def examples():
+            records = read_unit_records(os.path.join(records_dir, split))
+            yield from preprocessors.to_pairs((r for r in records if r.utterance.language == language), kind, vocabulary)
+
+        return tf.data.Dataset.from_generator(examples, output_signature={**FEATURE_TYPES[kind], "pair_id": tf.TensorSpec([], tf.int64)})
+
+    return seqio.FunctionDataSource(dataset, splits=splits)
+
+
+def prefixes(kind: str, language: str, vocabulary: Vocabulary) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Prefix IDs of both sides of a task."""
+    modality, target = ("speech", language) if kind == preprocessors.SPEECH_TO_TEXT else ("text", "en_us")
+    return tuple(vocabulary.encode_prefix(language, modality).tolist()), tuple(vocabulary.encode_prefix(target, "text").tolist())
+
+
+def add_prefixes(dataset: tf.data.Dataset, input_prefix: tuple[int, ...], target_prefix: tuple[int, ...]) -> tf.data.Dataset:
+    def add(example):
+        inputs = tf.concat([tf.constant(input_prefix, tf.int32), example["inputs"]], 0)
+        return {**example, "inputs": inputs, "targets": tf.concat([tf.constant(target_prefix, tf.int32), example["targets"]], 0)}
+
+    return dataset.map(add)
+
+
+def languages_of(records_dir: str, kind: str, split: str = "train") -> list[str]:
+    """Languages with training recordings; English has no text_to_english task."""
+    found = sorted(read_index(os.path.join(records_dir, split))["languages"])
+    return [code for code in found if kind == preprocessors.SPEECH_TO_TEXT or code != "en_us"]
+
+
+def register(name: str, records_dir: str, vocabulary: Vocabulary, rates: dict[str, float], splits: tuple[str, ...]) -> seqio.Mixture:
+    """Registers every task with a rate, and their mixture `name`; a kind's rate is shared equally by its languages.
+
+    Registering again replaces: a process may serve several vocabularies (the test suite does).
+    """
+    features = {
+        "inputs": seqio.Feature(ExtendedVocabulary(vocabulary), add_eos=False),
+        "targets": seqio.Feature(ExtendedVocabulary(vocabulary), add_eos=False),
+    }
+    task_rates = []
+    for kind, rate in rates.items():
+        languages = languages_of(records_dir, kind)
+        for language in languages:
+            task = f"{name}/{kind}/{language}"
+            seqio.TaskRegistry.remove(task)
+            seqio.TaskRegistry.add(
+                task,
+                source=source(records_dir, kind, language, vocabulary, splits),
+                preprocessors=[
+                    functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False),
+                    seqio.CacheDatasetPlaceholder(),
+                    functools.partial(add_prefixes, **dict(zip(("input_prefix", "target_prefix"), prefixes(kind, language, vocabulary), strict=True))),
+                ],
+                output_features=features,
+            )
+            task_rates.append((task, rate / len(languages)))
+    seqio.MixtureRegistry.remove(name)
+    return seqio.MixtureRegistry.add(name, task_rates)

@@ -1,0 +1,1 @@
+"""From corpora as they lie on disk to manifests and samples."""

@@ -1,0 +1,220 @@
+"""Manifests: one utterance a line, JSONL or TSV. What a corpus is to every later stage."""
+
+import dataclasses
+import difflib
+import json
+import math
+import os
+import pathlib
+from collections.abc import Iterable, Iterator
+
+from xretrieval.errors import UserError
+from xretrieval.languages import language
+
+SPLITS = ("train", "validation", "test", "test_held_out_voices")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Utterance:
+    """One recording, or one text where `audio` is None.
+
+    Attributes:
+      id: unique in its manifest.
+      sentence_id: equal for every recording and language of one meaning; the `id` where the manifest has none.
+      audio: absolute path or URI of the sound file, or None. Written relative to the manifest where it lies beside or below it.
+      start: where the utterance begins in the file, in seconds; None is 0.
+      duration: in seconds; None is up to the end of the file.
+      sampling_rate: of the file, in Hz, where known.
+      text: what is said, as written in `language`; empty where it is not known.
+      language: FLEURS code, e.g. `de_de`. A manifest may write any form that `xretrieval.languages` knows.
+      translation: the same meaning in another language, or None.
+      translation_language: FLEURS code of `translation`, or None.
+      speaker: name of the speaker, or empty.
+      split: one of `SPLITS`, or the user's own name; the manifest's file name where the field is missing.
+    """
+
+    id: str
+    sentence_id: str
+    audio: str | None = None
+    start: float | None = None
+    duration: float | None = None
+    sampling_rate: int | None = None
+    text: str
+    language: str
+    translation: str | None = None
+    translation_language: str | None = None
+    speaker: str = ""
+    split: str
+
+
+FIELDS = tuple(field.name for field in dataclasses.fields(Utterance))
+_REQUIRED = ("id", "language", "text")
+_STRINGS = ("id", "sentence_id", "audio", "text", "language", "translation", "translation_language", "speaker", "split")
+_NUMBERS = ("start", "duration", "sampling_rate")
+
+
+def read_manifest(path: str | os.PathLike) -> list[Utterance]:
+    """Reads a whole manifest.
+
+    Args:
+      path: a `.jsonl` file (one object a line) or a `.tsv` file (a header row with the names of the fields; an empty cell is null;
+        no quoting).
+
+    Raises:
+      UserError: the file cannot be read, or a line is not a valid utterance: file, line, field and reason.
+    """
+    utterances, problems = check_manifest(path)
+    if problems:
+        more = f" (and {len(problems) - 1} more such lines: xretrieval data check lists them)" if len(problems) > 1 else ""
+        raise UserError(problems[0] + more)
+    return utterances
+
+
+def check_manifest(path: str | os.PathLike) -> tuple[list[Utterance], list[str]]:
+    """As `read_manifest`, but returns the good utterances beside a message for each bad line."""
+    path = pathlib.Path(path)
+    utterances: list[Utterance] = []
+    problems: list[str] = []
+    line_of_id: dict[str, int] = {}
+    folder = os.path.abspath(path.parent)
+    for number, row in _rows(path):
+        try:
+            if isinstance(row, str):
+                raise ValueError(row)
+            utterance = _utterance(row, folder, path.stem)
+            first = line_of_id.setdefault(utterance.id, number)
+            if first != number:
+                raise ValueError(f"field id: {utterance.id!r} is already the id of line {first}; give each utterance its own")
+        except (ValueError, UserError) as error:
+            problems.append(f"{path}:{number}: {error}")
+        else:
+            utterances.append(utterance)
+    return utterances, problems
+
+
+def write_manifest(path: str | os.PathLike, utterances: Iterable[Utterance]) -> None:
+    """Writes a JSONL manifest, whole or not at all.
+
+    Absolute audio paths in or below the manifest's folder become relative to it, so that the folder can be moved.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    path = pathlib.Path(path)
+    folder = os.path.abspath(path.parent)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+                for utterance in utterances:
+                    row = dataclasses.asdict(utterance) | {"audio": _portable(utterance.audio, folder)}
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); free space or give another folder") from error
+
+
+def _portable(audio: str | None, folder: str) -> str | None:
+    if audio is None or not os.path.isabs(audio) or os.path.commonpath([audio, folder]) != folder:
+        return audio
+    return os.path.relpath(audio, folder)
+
+
+def _rows(path: pathlib.Path) -> Iterator[tuple[int, dict | str]]:
+    """(line number, fields or what is wrong with the line)"""
+    if path.suffix not in (".jsonl", ".tsv"):
+        raise UserError(f"{path}: a manifest ends in .jsonl (one JSON object a line) or .tsv (with a header row); rename or convert the file")
+    parse = _tsv_rows if path.suffix == ".tsv" else _jsonl_rows
+    try:
+        with open(path, encoding="utf-8-sig", newline="\n") as file:
+            yield from parse(path, file)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a manifest") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save the manifest as UTF-8") from error
+
+
+def _jsonl_rows(path: pathlib.Path, lines: Iterable[str]) -> Iterator[tuple[int, dict | str]]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            yield number, f"not JSON ({error.msg} at column {error.colno}); each line holds one whole object"
+            continue
+        yield number, row if isinstance(row, dict) else "not a JSON object; each line holds one, such as {\"id\": …, \"audio\": …}"
+
+
+def _tsv_rows(path: pathlib.Path, lines: Iterable[str]) -> Iterator[tuple[int, dict | str]]:
+    header: list[str] | None = None
+    for number, line in enumerate(lines, start=1):
+        cells = line.rstrip("\r\n").split("\t")
+        if header is None:
+            header = [cell.strip() for cell in cells]
+            for name in header:
+                _check_field(name, f"{path}:1: ")
+            for name in _REQUIRED:
+                if name not in header:
+                    raise UserError(f"{path}:1: the header row lacks the column {name!r}; a manifest needs at least {', '.join(_REQUIRED)}")
+            continue
+        if cells == [""]:
+            continue
+        if len(cells) != len(header):
+            yield number, f"{len(cells)} cells where the header row has {len(header)}; separate them by tabs, and keep tabs out of the text"
+            continue
+        row = {name: cell if cell else None for name, cell in zip(header, cells, strict=True)}
+        yield number, row | {"text": row["text"] or ""}
+
+
+def _check_field(name: str, where: str = "") -> None:
+    if name not in FIELDS:
+        near = difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.0)[0]
+        raise UserError(f"{where}unknown field {name!r} (nearest: {near!r}); rename or remove it. Fields: {', '.join(FIELDS)}")
+
+
+def _utterance(row: dict, folder: str, default_split: str) -> Utterance:
+    for name in row:
+        _check_field(name)
+    for name in _REQUIRED:
+        if row.get(name) is None:
+            raise ValueError(f"field {name}: missing; every utterance needs {', '.join(_REQUIRED)}")
+    values = {name: value for name, value in row.items() if value is not None}
+    for name in _STRINGS:
+        if name in values and not isinstance(values[name], str):
+            raise ValueError(f"field {name}: {values[name]!r} is not a string; put it in quotes")
+    for name in _NUMBERS:
+        if name in values:
+            values[name] = _number(name, values[name])
+    for name in ("id", "sentence_id", "audio", "language", "split"):
+        if values.get(name) == "":
+            raise ValueError(f"field {name}: empty; give a value" + ("" if name in _REQUIRED else ", or null"))
+    if ("translation" in values) != ("translation_language" in values):
+        raise ValueError("fields translation and translation_language: give both or neither")
+    for name in ("language", "translation_language"):
+        if name in values:
+            values[name] = language(values[name]).code
+    if "audio" not in values and not values["text"]:
+        raise ValueError("fields audio and text: both missing; an utterance has a sound file, a text, or both")
+    if "audio" in values and "://" not in values["audio"]:
+        values["audio"] = os.path.normpath(os.path.join(folder, values["audio"]))
+    return Utterance(**{"sentence_id": values["id"], "split": default_split} | values)
+
+
+def _number(name: str, value: object) -> float | int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise ValueError(f"field {name}: {value!r} is not a number; write {'Hz' if name == 'sampling_rate' else 'seconds'} as a number") from None
+    least = 0 if name == "start" else math.ulp(0.0)
+    if not (least <= number < math.inf):
+        raise ValueError(f"field {name}: {value!r} is out of range; it must be {'0 or more' if name == 'start' else 'more than 0'}")
+    if name != "sampling_rate":
+        return number
+    if number != int(number):
+        raise ValueError(f"field {name}: {value!r} is not a whole number of Hz")
+    return int(number)

@@ -1,0 +1,83 @@
+"""`data build`: runs every task of a mixture once, up to its cache placeholder, into token records; and the text tokenizer."""
+
+import hashlib
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import seqio
+
+from xretrieval.corpora import shards
+from xretrieval.corpora.manifest import read_manifest
+from xretrieval.data import records
+from xretrieval.data.vocabulary import DEFAULT_TEMPLATE, MODALITIES, train_text_tokenizer
+from xretrieval.errors import UserError
+from xretrieval.languages import language as find_language
+from xretrieval.progress import track
+from xretrieval.units.extract import read_index
+
+EXAMPLES_A_SHARD = 50_000
+
+
+def text_tokenizer(
+    manifests: Sequence[str], out_file: str, vocab_size: int = 1000, prefix_languages: Sequence[str] = (), template: str = DEFAULT_TEMPLATE
+) -> str:
+    """Trains the text tokenizer on the `text` and `translation` fields of manifests; returns its path.
+
+    The prefixes of the manifests' languages (and of `prefix_languages`) become one piece each.
+    """
+    utterances = [u for manifest in manifests for u in read_manifest(manifest)]
+    texts = dict.fromkeys(t for u in utterances for t in (u.text, u.translation) if t)
+    codes = {u.language for u in utterances} | {u.translation_language for u in utterances if u.translation_language} | set(prefix_languages)
+    prefixes = [template.format(language=find_language(code).name, modality=modality) for code in codes for modality in MODALITIES]
+    train_text_tokenizer(texts, out_file, vocab_size, prefixes)
+    return out_file
+
+
+def build_key(task: str, split: str, vocabulary_fingerprint: str, source_key: str) -> str:
+    """What a task's records were made from."""
+    return hashlib.sha256(f"{task} {split} {vocabulary_fingerprint} {source_key}".encode()).hexdigest()
+
+
+def build(mixture: seqio.Mixture, vocabulary_fingerprint: str, units_dir: str, out_dir: str, splits: Sequence[str] = ("train", "validation")) -> dict:
+    """Writes the token records of every task and split; records that are there under the same build key stay.
+
+    Returns:
+      {task: {split: number of examples}}.
+    """
+    tasks = sorted(mixture.tasks, key=lambda task: task.name)
+    jobs = [(task, split) for split in splits for task in tasks]
+    counts: dict[str, dict[str, int]] = {task.name: {} for task in tasks}
+    for task, split in track(jobs, len(jobs), "token records"):
+        key = build_key(task.name, split, vocabulary_fingerprint, read_index(os.path.join(units_dir, split))["key"])
+        counts[task.name][split] = _build_task(task, split, task_dir(out_dir, task.name, split), key)
+    return counts
+
+
+def task_dir(out_dir: str, task: str, split: str) -> str:
+    return os.path.join(out_dir, task, split)
+
+
+def _build_task(task: seqio.Task, split: str, directory: str, key: str) -> int:
+    if os.path.exists(os.path.join(directory, "records.json")):
+        existing = records.TaskRecords(directory)
+        if existing.key == key:
+            return len(existing)
+    try:
+        pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be written ({error.strerror}); give another folder") from error
+    examples = list(_examples(task, split))
+    blocks = [examples[i : i + EXAMPLES_A_SHARD] for i in range(0, len(examples), EXAMPLES_A_SHARD)]
+    lengths_N2 = np.array([(len(e["inputs"]), len(e["targets"])) for e in examples], np.int64).reshape(-1, 2)
+    for index, block in enumerate(blocks):
+        packed = [records.pack(e["inputs"], e["targets"], int(e["pair_id"])) for e in block]
+        shards.commit_shard(directory, index, len(blocks), key, packed, {})
+    records.write_index(directory, key, [len(block) for block in blocks], lengths_N2)
+    return len(examples)
+
+
+def _examples(task: seqio.Task, split: str) -> Iterator[dict]:
+    dataset = task.preprocess_precache(task.source.get_dataset(split, shuffle=False))
+    yield from dataset.as_numpy_iterator()

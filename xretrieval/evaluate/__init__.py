@@ -1,0 +1,1 @@
+"""Embedding a finite set of sequences, retrieval metrics, the report."""

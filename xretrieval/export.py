@@ -1,0 +1,69 @@
+"""From an Orbax checkpoint to a model directory."""
+
+import hashlib
+import json
+import pathlib
+
+import jax
+import numpy as np
+
+from xretrieval import mesh as mesh_lib
+from xretrieval.data.vocabulary import Vocabulary
+from xretrieval.errors import UserError
+from xretrieval.model import directory, tower
+from xretrieval.train import checkpoint, state as state_lib
+from xretrieval.train.optimizer import OptimizerConfig, make_optimizer
+from xretrieval.train.step import LossConfig
+
+CARD = """---
+library_name: xretrieval
+tags: [retrieval, speech, multilingual]
+---
+# A retriever of speech and text
+
+One tower embeds both. Width {width}, {layers} layers, {parameters:,} parameters; {text} text tokens and {units} speech units.
+Trained for {step} steps on: {languages}.
+
+    from xretrieval import Retriever
+    retriever = Retriever.load("this folder")
+    retriever.encode_speech(["question.wav"], "de_de") @ retriever.encode_text(["Montag, Juli und Euro"], "de_de").T
+"""
+
+NOTICE = """model.safetensors, tokenizer.model, unit_tokenizer/: trained by the user of xretrieval from the user's own data; no part of another's
+weights is in them. The licence of the training data applies as its owner says.
+xretrieval itself: Apache-2.0.
+"""
+
+
+def export(workdir: str, vocabulary: Vocabulary, unit_tokenizer_dir: str, out_dir: str, step: int | None = None) -> str:
+    """Exports a step (the newest by default) of a training run; returns `out_dir`."""
+    committed = checkpoint.steps(workdir)
+    step = max(committed, default=0) if step is None else step
+    if step not in committed:
+        raise UserError(f"{workdir}: no checkpoint of step {step} (there are {committed or 'none'}); train first, or give another --step")
+    run = json.loads((pathlib.Path(workdir) / "run.json").read_text())
+    if run["vocabulary"] != vocabulary.fingerprint:
+        raise UserError(f"{vocabulary.tokenizer_file}: not the text tokenizer that {workdir} was trained with")
+    config = tower.TowerConfig(**run["tower"])
+    with jax.set_mesh(mesh_lib.make_mesh()):
+        optimizer = make_optimizer(OptimizerConfig(), 1)
+        abstract = jax.eval_shape(lambda: state_lib.create(config, optimizer, 1.0, 0))
+        mesh = jax.sharding.get_mesh()
+        placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.NamedSharding(mesh, x.sharding.spec)), abstract)
+        params = jax.device_get(checkpoint.restore(workdir, step, placed).params)
+    digest = hashlib.sha256(json.dumps({**run, "step": step}, sort_keys=True).encode())
+    for name, value in sorted(params["tower"].items()):
+        digest.update(name.encode() + np.ascontiguousarray(value).tobytes())
+    card = CARD.format(
+        width=config.width,
+        layers=config.layers,
+        parameters=sum(int(x.size) for x in params["tower"].values()),
+        text=vocabulary.text_size,
+        units=vocabulary.num_units,
+        step=step,
+        languages=", ".join(run["trained_languages"]),
+    )
+    # The clamp is part of what training used; the model directory holds the scale as used.
+    scale = min(float(np.exp(params["log_logit_scale"])), LossConfig().max_logit_scale)
+    directory.write(out_dir, config, params["tower"], vocabulary, unit_tokenizer_dir, scale, {**run, "fingerprint": digest.hexdigest()}, card, NOTICE)
+    return out_dir

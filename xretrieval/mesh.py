@@ -1,0 +1,50 @@
+"""The device mesh, and the one table from logical axis to mesh axis."""
+
+import math
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from xretrieval.errors import UserError
+
+AXES = ("replica", "data", "model")
+
+# `replica` crosses slices, `data` splits the batch and the parameters, `model` splits vocabulary and heads.
+RULES: dict[str, str | tuple[str, ...] | None] = {
+    "batch": ("replica", "data"),
+    "vocab": ("model", "data"),
+    "embed": "data",
+    "heads": "model",
+    "mlp": "model",
+}
+
+
+def make_mesh(model: int = 1, replica: int = 1, devices=None) -> Mesh:
+    """An Explicit mesh over all devices (or `devices`); `data` takes what `replica` x `model` leaves."""
+    devices = jax.devices() if devices is None else devices
+    if len(devices) % (model * replica):
+        raise UserError(f"a mesh of replica={replica} x model={model} does not divide {len(devices)} devices; change mesh_model or mesh_replica")
+    shape = (replica, len(devices) // (model * replica), model)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices)
+
+
+def spec(*logical_axes: str | None) -> PartitionSpec:
+    """The PartitionSpec of an array with these logical axes (None: not split).
+
+    Raises:
+      ValueError: two of the axes want the same mesh axis.
+    """
+    entries = [RULES[axis] if axis is not None else None for axis in logical_axes]
+    used = [name for entry in entries if entry for name in ((entry,) if isinstance(entry, str) else entry)]
+    if len(used) != len(set(used)):
+        raise ValueError(f"logical axes {logical_axes} collide on a mesh axis: {entries}")
+    return PartitionSpec(*entries)
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts the batch is split."""
+    return math.prod(mesh.shape[name] for name in RULES["batch"])
+
+
+def sharding(mesh: Mesh, *logical_axes: str | None) -> NamedSharding:
+    return NamedSharding(mesh, spec(*logical_axes))

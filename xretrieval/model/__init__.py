@@ -1,0 +1,1 @@
+"""The tower: extended embedding, decoder blocks, pooling, and the model directory."""

@@ -1,0 +1,1 @@
+"""The retriever and the vector index."""

@@ -1,0 +1,66 @@
+"""A model directory in use: text, recordings or units to embeddings."""
+
+import os
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from xretrieval import mesh as mesh_lib
+from xretrieval.corpora.audio import load_audio
+from xretrieval.errors import UserError
+from xretrieval.evaluate.embed import embed_sequences
+from xretrieval.model import directory, tower
+
+
+class Retriever:
+    """Embeds both sides; the dot product of two embeddings is their similarity."""
+
+    def __init__(self, model: directory.Model):
+        self.model = model
+        # One device: a search is one small batch. Evaluation of a large model on a mesh goes through `embed_sequences`.
+        self._mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
+        with jax.set_mesh(self._mesh):
+            abstract = jax.eval_shape(lambda: tower.init(model.config, 0))
+            missing = abstract.keys() ^ model.params.keys()
+            if missing:
+                raise UserError(f"model.safetensors: tensor {min(missing)} is missing or too many for the tower in xretrieval.json; export again")
+            self._params = {n: jax.device_put(x, jax.NamedSharding(self._mesh, abstract[n].sharding.spec)) for n, x in model.params.items()}
+
+    @classmethod
+    def load(cls, model_dir: str | os.PathLike) -> "Retriever":
+        """Reads a model directory."""
+        return cls(directory.read(model_dir))
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the model; an index remembers it."""
+        return self.model.fingerprint
+
+    @property
+    def width(self) -> int:
+        return self.model.config.width
+
+    def encode_text(self, texts: Sequence[str], languages: str | Sequence[str]) -> np.ndarray:
+        """Embeddings of texts, float32 [N, E] of unit norm; `languages` is one code for all, or one a text."""
+        return self._encode([self.model.vocabulary.encode_text(text) for text in texts], languages, "text")
+
+    def encode_speech(self, recordings: Sequence[str | os.PathLike], languages: str | Sequence[str]) -> np.ndarray:
+        """Embeddings of sound files of any rate, float32 [N, E] of unit norm."""
+        return self.encode_units([self.model.unit_tokenizer.encode(load_audio(path)) for path in recordings], languages)
+
+    def encode_units(self, units: Sequence[Sequence[int]], languages: str | Sequence[str]) -> np.ndarray:
+        """Embeddings of recordings whose units are there already (unit records), float32 [N, E] of unit norm."""
+        return self._encode([self.model.vocabulary.encode_units(u) for u in units], languages, "speech")
+
+    def _encode(self, tokens: list[np.ndarray], languages: str | Sequence[str], modality: str) -> np.ndarray:
+        codes = [languages] * len(tokens) if isinstance(languages, str) else list(languages)
+        if len(codes) != len(tokens):
+            raise UserError(f"{len(tokens)} items and {len(codes)} languages: give one language, or one an item")
+        for i, ids in enumerate(tokens):
+            if not len(ids):
+                raise UserError(f"item {i} is empty: nothing to embed")
+        prefixes = {code: self.model.vocabulary.encode_prefix(code, modality) for code in set(codes)}
+        sequences = [np.concatenate([prefixes[code], ids]) for code, ids in zip(codes, tokens, strict=True)]
+        with jax.set_mesh(self._mesh):
+            return embed_sequences(self.model.config, self._params, sequences)

@@ -1,0 +1,1 @@
+"""From sound to unit IDs: front end, k-means, the unit tokenizer artefact, bulk extraction."""

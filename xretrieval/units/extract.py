@@ -1,0 +1,127 @@
+"""Bulk extraction: a manifest becomes unit records, in shards, on Apache Beam."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+
+from xretrieval.corpora import shards
+from xretrieval.corpora.audio import load_audio
+from xretrieval.corpora.manifest import Utterance, read_manifest
+from xretrieval.errors import UserError
+from xretrieval.units.tokenizer import UnitTokenizer
+
+
+@functools.lru_cache(maxsize=1)
+def _tokenizer(directory: str) -> UnitTokenizer:
+    """Loaded once a worker, not once a shard."""
+    return UnitTokenizer.load(directory)
+
+
+def _extract_shard(index: int, *, total: int, manifest: str, tokenizer_dir: str, out_dir: str, key: str) -> dict:
+    tokenizer = _tokenizer(tokenizer_dir)
+    records, failures, languages, seconds = [], [], {}, 0.0
+    for utterance in read_manifest(manifest)[index::total]:
+        try:
+            samples_T = load_audio(utterance.audio, utterance.start, utterance.duration) if utterance.audio else None
+            if samples_T is None:
+                raise UserError(f"{manifest}: {utterance.id} has no audio")
+            units = tokenizer.encode(samples_T)
+        except UserError as error:
+            failures.append({"id": utterance.id, "file": utterance.audio, "reason": str(error)})
+            continue
+        records.append(json.dumps({**dataclasses.asdict(utterance), "units": units.tolist()}, ensure_ascii=False, sort_keys=True).encode())
+        languages[utterance.language] = languages.get(utterance.language, 0) + 1
+        seconds += len(samples_T) / 16_000
+    summary = {"languages": languages, "failures": failures, "seconds": seconds, "fingerprint": tokenizer.fingerprint}
+    return shards.commit_shard(out_dir, index, total, key, records, summary)
+
+
+def extract(
+    manifest: str, tokenizer_dir: str, out_dir: str, num_shards: int = 8, num_workers: int = 2, beam_flags: tuple[str, ...] = ()
+) -> dict:
+    """Writes the unit records of a manifest to `out_dir` and returns their index (also in `out_dir/index.json`).
+
+    A recording that cannot be read is listed in `failures.jsonl` with its id, file and reason; records and failures add up to the
+    manifest. Committed shards are skipped, so a second run finishes what a first one began.
+    """
+    digest = hashlib.sha256(pathlib.Path(_existing(manifest)).read_bytes()).hexdigest()
+    fingerprint = _tokenizer.__wrapped__(tokenizer_dir).fingerprint
+    count = len(read_manifest(manifest))
+    if count == 0:
+        raise UserError(f"{manifest}: the manifest is empty; it needs one line a recording")
+    total = min(num_shards, count)
+    key = hashlib.sha256(f"{digest} {fingerprint} {total}".encode()).hexdigest()
+    make = functools.partial(
+        _extract_shard,
+        total=total,
+        manifest=os.path.abspath(manifest),
+        tokenizer_dir=os.path.abspath(tokenizer_dir),
+        out_dir=os.path.abspath(out_dir),
+        key=key,
+    )
+    summaries = shards.run_shards(make, out_dir, total, key, num_workers, f"units of {pathlib.Path(manifest).stem}", beam_flags)
+    failures = [failure for summary in summaries for failure in summary["failures"]]
+    languages: dict[str, int] = {}
+    for summary in summaries:
+        for language, n in summary["languages"].items():
+            languages[language] = languages.get(language, 0) + n
+    index = {
+        "key": key,
+        "fingerprint": fingerprint,
+        "shards": total,
+        "utterances_in": count,
+        "records": sum(summary["records"] for summary in summaries),
+        "failed": len(failures),
+        "seconds_of_sound": round(sum(summary["seconds"] for summary in summaries), 3),
+        "languages": dict(sorted(languages.items())),
+    }
+    if index["records"] + index["failed"] != count:
+        raise UserError(f"{out_dir}: {index['records']} records and {index['failed']} failures for {count} utterances; delete the folder")
+    out = pathlib.Path(out_dir)
+    (out / "failures.jsonl").write_text("".join(json.dumps(f, ensure_ascii=False) + "\n" for f in failures))
+    (out / "index.json.tmp").write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n")
+    os.replace(out / "index.json.tmp", out / "index.json")
+    return index
+
+
+def _existing(path: str) -> str:
+    if not os.path.exists(path):
+        raise UserError(f"{path}: no such file; give the path of a manifest")
+    return path
+
+
+def read_index(directory: str | os.PathLike) -> dict:
+    """The index of a folder of unit records."""
+    path = pathlib.Path(directory) / "index.json"
+    if not path.exists():
+        raise UserError(f"{path}: no unit records there; make them with `xretrieval units extract`")
+    return json.loads(path.read_text())
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitRecord:
+    """One utterance with its unit IDs, each in [0, K)."""
+
+    utterance: Utterance
+    units: tuple[int, ...]
+
+
+def read_unit_records(directory: str | os.PathLike) -> Iterator[UnitRecord]:
+    """All records of a folder, in the order of their shards."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    index = read_index(directory)
+    for shard in range(index["shards"]):
+        path = shards.data_path(directory, shard, index["shards"])
+        if not path.exists():
+            raise UserError(f"{path}: this shard of the unit records is missing; run `xretrieval units extract` again")
+        reader = ArrayRecordReader(str(path))
+        for record in reader.read_all():
+            fields = json.loads(record)
+            units = tuple(fields.pop("units"))
+            yield UnitRecord(Utterance(**fields), units)
+        reader.close()
