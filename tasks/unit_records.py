@@ -1,7 +1,7 @@
 """Tasks over unit records: one a language and kind, and their mixture.
 
-    {prefix}/speech_to_text/de_de   spoken German -> its transcript
-    {prefix}/text_to_english/de_de  German text -> English text
+    {name}.speech_to_text.de_de   spoken German -> its transcript
+    {name}.text_to_english.de_de  German text -> English text
 """
 
 import functools
@@ -13,7 +13,7 @@ import tensorflow as tf
 from tasks.vocabulary import ExtendedVocabulary
 from xretrieval.data import preprocessors
 from xretrieval.data.vocabulary import Vocabulary
-from xretrieval.units.extract import read_index, read_unit_records
+from xretrieval.units.extract import UnitRecord, read_index, read_unit_records
 
 FEATURE_TYPES = {
     preprocessors.SPEECH_TO_TEXT: {"inputs": tf.TensorSpec([None], tf.int32), "targets": tf.TensorSpec([], tf.string)},
@@ -21,13 +21,21 @@ FEATURE_TYPES = {
 }
 
 
+@functools.lru_cache(maxsize=1)
+def _by_language(directory: str) -> dict[str, list[UnitRecord]]:
+    """One pass over a split serves the tasks of all its languages."""
+    found: dict[str, list[UnitRecord]] = {}
+    for record in read_unit_records(directory):
+        found.setdefault(record.utterance.language, []).append(record)
+    return found
+
+
 def source(records_dir: str, kind: str, language: str, vocabulary: Vocabulary, splits: tuple[str, ...]) -> seqio.FunctionDataSource:
     """The pairs of one language and kind, streamed from `records_dir`/<split>."""
 
     def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
         def examples():
-            records = read_unit_records(os.path.join(records_dir, split))
-            yield from preprocessors.to_pairs((r for r in records if r.utterance.language == language), kind, vocabulary)
+            yield from preprocessors.to_pairs(_by_language(os.path.join(records_dir, split)).get(language, ()), kind, vocabulary)
 
         return tf.data.Dataset.from_generator(examples, output_signature={**FEATURE_TYPES[kind], "pair_id": tf.TensorSpec([], tf.int64)})
 
@@ -67,7 +75,7 @@ def register(name: str, records_dir: str, vocabulary: Vocabulary, rates: dict[st
     for kind, rate in rates.items():
         languages = languages_of(records_dir, kind)
         for language in languages:
-            task = f"{name}/{kind}/{language}"
+            task = f"{name}.{kind}.{language}"
             seqio.TaskRegistry.remove(task)
             seqio.TaskRegistry.add(
                 task,

@@ -136,7 +136,7 @@ def _seconds(utterance: Utterance, sounds: dict[str, SoundInfo | UserError | Non
         return utterance.duration
     if utterance.sampling_rate not in (None, sound.sampling_rate):
         raise UserError(
-            f"field sampling_rate: {utterance.sampling_rate} Hz, but {utterance.audio} has {sound.sampling_rate} Hz; correct it or leave out"
+            f"field sampling_rate: {utterance.sampling_rate} Hz, but {utterance.audio} has {sound.sampling_rate} Hz; correct it"
         )
     _, frames = locate_segment(utterance.audio, sound, utterance.start, utterance.duration)
     return frames / sound.sampling_rate

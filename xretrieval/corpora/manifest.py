@@ -107,7 +107,7 @@ def write_manifest(path: str | os.PathLike, utterances: Iterable[Utterance]) -> 
         try:
             with open(temporary, "w", encoding="utf-8", newline="\n") as file:
                 for utterance in utterances:
-                    row = dataclasses.asdict(utterance) | {"audio": _portable(utterance.audio, folder)}
+                    row = vars(utterance) | {"audio": _portable(utterance.audio, folder)}
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
             os.replace(temporary, path)
         finally:

@@ -105,7 +105,8 @@ def train_text_tokenizer(texts: Iterable[str], out_file: str, vocab_size: int, p
                 eos_id=1,
                 unk_id=2,
                 bos_id=-1,
-                user_defined_symbols=sorted(set(prefixes)),
+                # SentencePiece looks for symbols after it has turned spaces into this mark.
+                user_defined_symbols=sorted({prefix.replace(" ", "\u2581") for prefix in prefixes}),
                 byte_fallback=False,
                 num_threads=1,
                 minloglevel=2,

@@ -132,15 +132,15 @@ def _finished(folder: pathlib.Path, parts: dict[str, _Part]) -> bool:
 
 
 def _write(folder: pathlib.Path, parts: dict[str, _Part], composed: sentences.Corpus, seed: int, num_workers: int) -> None:
-    english = _texts(_ENGLISH, composed)
-    texts = {code: _texts(code, composed) for part in parts.values() for code in part.languages}
+    codes = {_ENGLISH}.union(*(part.languages for part in parts.values()))
+    texts = {code: _texts(code, composed) for code in sorted(codes)}
     manifests: dict[str, list[Utterance]] = {}
     wanted = []
     for name, part in parts.items():
         manifests[name] = []
         for code in part.languages:
             for sentence_id in composed[part.split]:
-                utterance = _utterance(name, part, code, sentence_id, texts[code][sentence_id], english[sentence_id])
+                utterance = _utterance(name, part, code, sentence_id, texts[code][sentence_id], texts[_ENGLISH][sentence_id])
                 if part.variants:
                     voice = voices.draw_voice(polyglot.cldr_and_voice(code)[1], part.variants, seed, code, sentence_id, name)
                     path = folder / "audio" / code / name / f"{sentence_id}.flac"

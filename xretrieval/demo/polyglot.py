@@ -19,11 +19,13 @@ _REASONS = dict.fromkeys(_NO_VOICE, "espeak-ng has no voice for it") | {
     "ja_jp": "espeak-ng says “Chinese letter” for every kanji",
     "as_in": "espeak-ng spells many of its words letter by letter",
     "he_il": "espeak-ng speaks it without its vowels, which are not written",
+    "lb_lu": "espeak-ng says only the last digit of its numbers",
     "mi_nz": "CLDR has no list pattern for it",
     "mt_mt": "CLDR has no currency names in it",
     "my_mm": "espeak-ng speaks it without most of its vowels",
     "ne_np": "espeak-ng says its numbers in English",
     "om_et": "CLDR has no list pattern and few currency names in it",
+    "or_in": "espeak-ng spells some of its words letter by letter",
     "th_th": "espeak-ng reads its letters one by one",
     "vi_vn": "many of its words in CLDR are English, and spoken so",
 }

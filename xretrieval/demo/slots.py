@@ -121,10 +121,8 @@ _SAY: dict[str, Callable[[babel.Locale, str], str]] = {
 
 
 def elided(text: str) -> str:
-    """Decides CLDR's open endings in list patterns: Welsh "a(c) Eidal" is "ac Eidal", Luxembourgish "a(n) Däitsch" is "an Däitsch"."""
-    text = re.sub(r"\ba\(c\) (?=[aeiouwyâêîôûŵŷ])", "ac ", text, flags=re.IGNORECASE)
-    text = re.sub(r"\ba\(n\) (?=[aeiouäëéöündtzh])", "an ", text, flags=re.IGNORECASE)
-    return re.sub(r"\ba\([cn]\) ", "a ", text)
+    """Decides the open ending in CLDR's Welsh "and": "a(c) Arabeg" is "ac Arabeg", "a(c) Dydd Llun" is "a Dydd Llun"."""
+    return re.sub(r"\ba\(c\) (?=[aeiouwyâêîôûŵŷ])", "ac ", text, flags=re.IGNORECASE).replace("a(c) ", "a ")
 
 
 def locale_of(cldr: str, code: str) -> babel.Locale:

@@ -93,7 +93,7 @@ def speak(text: str, voice: Voice) -> np.ndarray:
       UserError: espeak-ng is not installed, or does not know the voice.
     """
     sound_T = np.frombuffer(_synthesise(text, voice), np.int16)
-    if not sound_T.size:
+    if not sound_T.any():
         raise UserError(f"espeak-ng's voice {voice.language!r} says nothing for {text!r}; leave this language out")
     # As float: on integers soxr adds dither seeded by the clock.
     sound_T = soxr.resample(sound_T.astype(np.float32), _ESPEAK_RATE, SAMPLING_RATE, quality="HQ")

@@ -85,14 +85,15 @@ def write_report(results: dict[str, Any], out_dir: str | os.PathLike) -> tuple[p
     temporary = out / f"report.{os.getpid()}.tmp"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(temporary, as_json)
-        draw_report(results, temporary)
-        os.replace(temporary, picture)
+        try:
+            temporary.write_text(json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+            os.replace(temporary, as_json)
+            draw_report(results, temporary)
+            os.replace(temporary, picture)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{out}: the report cannot be written ({error.strerror}); free space or give another folder") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return as_json, picture
 
 
@@ -175,10 +176,12 @@ def _draw_panel(axis: Any, rows: list[tuple[bool, str, dict]], places: list[floa
         value, chance = entry[direction]["R@1"], entry[direction]["chance"]
         axis.barh(place, value, height=0.74, color=_COLOURS[seen])
         axis.plot([chance, chance], [place - 0.37, place + 0.37], color="black", linewidth=1.2)
+        label = value
         if direction in entry.get("held_out_voices", {}):
             new_voices = entry["held_out_voices"][direction]["R@1"]
+            label = max(value, new_voices)
             axis.plot(new_voices, place, marker="o", markersize=4.5, color="white", markeredgecolor="black", markeredgewidth=0.8)
-        axis.text(value + 0.012, place, f"{100 * value:.0f}", va="center", fontsize=8, color="#333333")
+        axis.text(label + 0.018, place, f"{100 * value:.0f}", va="center", fontsize=8, color="#333333")
     axis.set_xlim(0, 1.08)
     axis.set_xticks([0, 0.25, 0.5, 0.75, 1.0], ["0", "25", "50", "75", "100 %"], fontsize=8)
     axis.tick_params(length=0)

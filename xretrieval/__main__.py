@@ -1,0 +1,7 @@
+"""`python -m xretrieval` is `xretrieval`."""
+
+import sys
+
+from xretrieval.main import main
+
+sys.exit(main())

@@ -1,0 +1,80 @@
+"""Retrieval over unit records: speech to transcript and back, within the language and in the joint pool, and speech to English text."""
+
+import os
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from xretrieval.evaluate.retrieval import retrieval_metrics
+from xretrieval.units.extract import UnitRecord, read_unit_records
+
+ENGLISH = "en_us"
+# (texts or units, language codes) -> float32 [N, E]
+Encode = Callable[[Sequence, Sequence[str]], np.ndarray]
+
+
+class TextPool:
+    """Each sentence's text once a language, with embeddings."""
+
+    def __init__(self, records: Sequence[UnitRecord], encode_text: Encode):
+        texts = {(u.language, u.sentence_id): u.text for u in (r.utterance for r in records)}
+        texts |= {(ENGLISH, u.sentence_id): u.translation for u in (r.utterance for r in records) if u.translation}
+        self.keys = sorted(texts)
+        self.vectors_NE = encode_text([texts[key] for key in self.keys], [key[0] for key in self.keys])
+
+    def of(self, languages: Sequence[str]) -> tuple[np.ndarray, list[tuple[str, str]]]:
+        chosen = [i for i, key in enumerate(self.keys) if key[0] in languages]
+        return self.vectors_NE[chosen], [self.keys[i] for i in chosen]
+
+
+def evaluate_records(
+    records: Sequence[UnitRecord], encode_units: Encode, encode_text: Encode, seen: Sequence[str]
+) -> dict[str, dict]:
+    """Metrics by language (see `retrieval_metrics`), every recording a query once.
+
+    A transcript is found when it is the recording's own. In the joint pool (texts or recordings of all languages together) the
+    positives are the recording's sentence in its own language; `_any_language` counts the same meaning in another language too. English
+    texts are the translations, with the transcripts of English recordings where there are some.
+    """
+    pool = TextPool(records, encode_text)
+    languages = sorted({r.utterance.language for r in records})
+    speech_keys = [(r.utterance.language, r.utterance.sentence_id) for r in records]
+    speech_QE = encode_units([r.units for r in records], [key[0] for key in speech_keys])
+    joint_NE, joint_keys = pool.of(languages)
+    english_NE, english_keys = pool.of([ENGLISH])
+    out: dict[str, dict] = {}
+    for language in languages:
+        here = [i for i, key in enumerate(speech_keys) if key[0] == language]
+        query_QE, query_keys = speech_QE[here], [speech_keys[i] for i in here]
+        own_NE, own_keys = pool.of([language])
+        entry = {
+            "seen": language in seen,
+            "speech_to_text": retrieval_metrics((query_QE, own_NE), query_keys, own_keys),
+            "text_to_speech": retrieval_metrics((own_NE, query_QE), own_keys, query_keys),
+            "speech_to_text_joint_pool": retrieval_metrics((query_QE, joint_NE), query_keys, joint_keys),
+            "speech_to_text_joint_pool_any_language": retrieval_metrics((query_QE, joint_NE), _sentences(query_keys), _sentences(joint_keys)),
+            "text_to_speech_joint_pool": retrieval_metrics((own_NE, speech_QE), own_keys, speech_keys),
+        }
+        if language != ENGLISH and english_keys:
+            entry["speech_to_english"] = retrieval_metrics((query_QE, english_NE), _sentences(query_keys), _sentences(english_keys))
+        out[language] = entry
+    return out
+
+
+def _sentences(keys: Sequence[tuple[str, str]]) -> list[str]:
+    return [sentence for _, sentence in keys]
+
+
+def evaluate(
+    encode_units: Encode, encode_text: Encode, seen: Sequence[str], units_dir: str, split: str = "test", held_out_split: str | None = None
+) -> dict[str, dict]:
+    """Evaluates a split of unit records; a second one, of voices that training never heard, goes under `held_out_voices`.
+
+    A language counts as seen where training had recordings of it.
+    """
+    languages = evaluate_records(list(read_unit_records(os.path.join(units_dir, split))), encode_units, encode_text, seen)
+    if held_out_split:
+        others = evaluate_records(list(read_unit_records(os.path.join(units_dir, held_out_split))), encode_units, encode_text, seen)
+        for language, entry in others.items():
+            languages[language]["held_out_voices"] = {name: value for name, value in entry.items() if name != "seen"}
+    return languages
