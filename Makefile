@@ -42,15 +42,20 @@ lint: .venv-test/$(READY)
 	@.venv-test/bin/ruff format --check .
 	@.venv-test/bin/mypy
 
+BENCHMARKS = $(filter-out __init__,$(basename $(notdir $(wildcard benchmarks/*.py))))
+ifneq ($(filter bench,$(MAKECMDGOALS)),)
+  $(if $(filter $(NAME),$(BENCHMARKS)),,$(error NAME=$(NAME): must be one of benchmarks/: $(BENCHMARKS)))
+endif
+
 bench: .venv-bench/$(READY)
-	$(if $(NAME),,$(error NAME= is missing: one of $(filter-out __init__,$(basename $(notdir $(wildcard benchmarks/*.py))))))
 	@.venv-bench/bin/python -m benchmarks.$(NAME) --json "$(JSON)"
 
 .venv-%/$(READY): setup.py pyproject.toml $(wildcard $(CONSTRAINTS))
 	$(require_python)
-	@echo "setting up .venv-$* for Python $$($(PYTHON) -V 2>&1 | cut -d' ' -f2): some minutes, most of it TensorFlow and JAX"
+	@echo "setting up .venv-$* for Python $$($(PYTHON) -V 2>&1 | cut -d' ' -f2): 2 to 6 minutes, most of it TensorFlow and JAX (log: .venv-$*/install.log)"
 	@$(PYTHON) -m venv --clear .venv-$*
-	@.venv-$*/bin/python $(PIP_INSTALL) --constraint $(CONSTRAINTS) --editable ".[$*]"
+	@.venv-$*/bin/python $(PIP_INSTALL) --constraint $(CONSTRAINTS) --editable ".[$*]" > .venv-$*/install.log 2>&1 \
+	  || { tail -n 15 .venv-$*/install.log; echo "the installation failed: see above; the same command goes on"; exit 2; }
 	@# 430 MB of C++ headers, for building operations of TensorFlow: no stage does.
 	@rm -rf .venv-$*/lib/python3*/site-packages/tensorflow/include
 	@touch $@

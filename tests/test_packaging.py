@@ -157,6 +157,13 @@ def test_an_environment_is_made_again_only_when_its_sources_changed(checkout):
         os.utime(checkout / name, (0, 0))
 
 
+def test_a_benchmark_must_be_named(checkout):
+    done = make(checkout, "bench", f"PYTHON={sys.executable}")
+    assert done.returncode == 2
+    assert "must be one of benchmarks/" in done.stderr
+    assert not list(checkout.glob(".venv*"))
+
+
 def test_what_ci_runs():
     assert os.access(ROOT / ".ci/run", os.X_OK)
     assert "make test" in (ROOT / ".ci/run").read_text()

@@ -177,8 +177,8 @@ def table() -> dict[str, Language]:
     """Every language by FLEURS code, in alphabetical order."""
     rows = {}
     for line in _TABLE.strip().splitlines():
-        code, bcp47, iso639_3, covost2, group, script, name = line.split(maxsplit=6)
-        covost2 = None if covost2 == "-" else covost2
+        code, bcp47, iso639_3, spoken, group, script, name = line.split(maxsplit=6)
+        covost2 = None if spoken == "-" else spoken
         rows[code] = Language(code=code, name=name, bcp47=bcp47, iso639_3=iso639_3, covost2=covost2, group=group, script=script)
     return rows
 
@@ -214,7 +214,9 @@ def language(code_or_alias: str) -> Language:
     if code is None:
         near = difflib.get_close_matches(key, names, n=1, cutoff=0.0)[0]
         row = table()[names[near]]
-        raise UserError(f"unknown language {code_or_alias!r}; the nearest known one is {row.code} ({row.name}). Languages are written as in FLEURS, e.g. de_de")
+        raise UserError(
+            f"unknown language {code_or_alias!r}; the nearest known one is {row.code} ({row.name}). Languages are written as in FLEURS, e.g. de_de"
+        )
     return table()[code]
 
 

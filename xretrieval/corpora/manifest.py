@@ -125,7 +125,9 @@ def _portable(audio: str | None, folder: str) -> str | None:
 def _rows(path: pathlib.Path) -> Iterator[tuple[int, dict | str]]:
     """(line number, fields or what is wrong with the line)"""
     if path.suffix not in (".jsonl", ".tsv"):
-        raise UserError(f"{path}: a manifest ends in .jsonl (one JSON object a line) or .tsv (with a header row); rename or convert the file")
+        raise UserError(
+            f"{path}: a manifest ends in .jsonl (one JSON object a line) or .tsv (with a header row); rename or convert the file"
+        )
     parse = _tsv_rows if path.suffix == ".tsv" else _jsonl_rows
     try:
         with open(path, encoding="utf-8-sig", newline="\n") as file:
@@ -145,7 +147,7 @@ def _jsonl_rows(path: pathlib.Path, lines: Iterable[str]) -> Iterator[tuple[int,
         except json.JSONDecodeError as error:
             yield number, f"not JSON ({error.msg} at column {error.colno}); each line holds one whole object"
             continue
-        yield number, row if isinstance(row, dict) else "not a JSON object; each line holds one, such as {\"id\": …, \"audio\": …}"
+        yield number, row if isinstance(row, dict) else 'not a JSON object; each line holds one, such as {"id": …, "audio": …}'
 
 
 def _tsv_rows(path: pathlib.Path, lines: Iterable[str]) -> Iterator[tuple[int, dict | str]]:
@@ -209,7 +211,9 @@ def _number(name: str, value: object) -> float | int:
             raise TypeError
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        raise ValueError(f"field {name}: {value!r} is not a number; write {'Hz' if name == 'sampling_rate' else 'seconds'} as a number") from None
+        raise ValueError(
+            f"field {name}: {value!r} is not a number; write {'Hz' if name == 'sampling_rate' else 'seconds'} as a number"
+        ) from None
     least = 0 if name == "start" else math.ulp(0.0)
     if not (least <= number < math.inf):
         raise ValueError(f"field {name}: {value!r} is out of range; it must be {'0 or more' if name == 'start' else 'more than 0'}")

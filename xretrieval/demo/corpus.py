@@ -123,12 +123,16 @@ def _claim(folder: pathlib.Path, record: dict) -> None:
         raise UserError(f"{path}: cannot be read ({error}); delete {folder} or give another folder") from error
     if changed:
         differences = "; ".join(line for line in changed if not line.startswith("fingerprint"))
-        raise UserError(f"{folder}: holds a corpus made with other parameters ({differences}). Give the same, another folder, or delete this one")
+        raise UserError(
+            f"{folder}: holds a corpus made with other parameters ({differences}). Give the same, another folder, or delete this one"
+        )
 
 
 def _finished(folder: pathlib.Path, parts: dict[str, _Part]) -> bool:
     paths = [folder / f"{name}.jsonl" for name in parts]
-    return all(path.exists() for path in paths) and all(u.audio is None or os.path.exists(u.audio) for path in paths for u in read_manifest(path))
+    return all(path.exists() for path in paths) and all(
+        u.audio is None or os.path.exists(u.audio) for path in paths for u in read_manifest(path)
+    )
 
 
 def _write(folder: pathlib.Path, parts: dict[str, _Part], composed: sentences.Corpus, seed: int, num_workers: int) -> None:
@@ -180,5 +184,7 @@ def _texts(code: str, composed: sentences.Corpus) -> dict[str, str]:
     for sentence_id, text in texts.items():
         first = owner.setdefault(unicodedata.normalize("NFKC", text).casefold(), sentence_id)
         if first != sentence_id:
-            raise UserError(f"{code}: sentences {first} and {sentence_id} have the same text, {text!r}, in this release of babel; leave {code} out")
+            raise UserError(
+                f"{code}: sentences {first} and {sentence_id} have the same text, {text!r}, in this release of babel; leave {code} out"
+            )
     return texts

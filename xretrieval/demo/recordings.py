@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 
 import soundfile
@@ -40,9 +40,10 @@ def record_all(recordings: Sequence[Recording], num_workers: int) -> list[int]:
       The length of each recording, in samples at `voices.SAMPLING_RATE`.
 
     Raises:
-      UserError: no espeak-ng, no such voice, a file cannot be written, or a worker process was killed. Files written so far are kept.
+      UserError: no espeak-ng, no such voice, no worker, a file cannot be written, or a worker process was killed. Files written so far are kept.
     """
-    voices.espeak_paths()
+    if num_workers < 1:
+        raise UserError(f"num_workers={num_workers}: give 1 or more")
     for folder in sorted({os.path.dirname(recording.path) for recording in recordings}):
         make_folder(folder)
     chunks = [tuple(recordings[start : start + _CHUNK]) for start in range(0, len(recordings), _CHUNK)]
@@ -58,7 +59,7 @@ def make_folder(folder: str | os.PathLike) -> None:
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be made ({error.strerror}); give another folder, or free it") from error
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); give a folder that can be written") from error
 
 
 def write_file(path: str | os.PathLike, content: bytes) -> None:
@@ -74,10 +75,12 @@ def write_file(path: str | os.PathLike, content: bytes) -> None:
                 os.remove(temporary)
             raise
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); free space or give another folder, then run again: finished files are kept") from error
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); free space or give another folder, then run again: finished files are kept"
+        ) from error
 
 
-def _in_processes(chunks: list[tuple[Recording, ...]], num_workers: int) -> Iterator[list[tuple[str, int]]]:
+def _in_processes(chunks: list[tuple[Recording, ...]], num_workers: int) -> Generator[list[tuple[str, int]], None, None]:
     # Spawned, not forked: the caller may hold threads of JAX.
     context = multiprocessing.get_context("spawn")
     executor = concurrent.futures.ProcessPoolExecutor(num_workers, mp_context=context, initializer=_end_with_parent)
@@ -87,7 +90,9 @@ def _in_processes(chunks: list[tuple[Recording, ...]], num_workers: int) -> Iter
         for future in concurrent.futures.as_completed(futures):
             yield future.result()
     except concurrent.futures.process.BrokenProcessPool as error:
-        raise UserError("a worker process was killed (out of memory?); run again with fewer workers: finished recordings are kept") from error
+        raise UserError(
+            "a worker process was killed (out of memory?); run again with fewer workers: finished recordings are kept"
+        ) from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 
@@ -105,8 +110,13 @@ def _interrupts_held() -> Iterator[None]:
 def _end_with_parent() -> None:
     """Ends this worker when its parent is killed; it would wait for work for ever."""
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _record_chunk(chunk: tuple[Recording, ...]) -> list[tuple[str, int]]:

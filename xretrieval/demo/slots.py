@@ -34,8 +34,7 @@ _TERRITORIES = (
     "US NZ BE IE GB IQ BD LK DZ TN ET GH SN TZ UG CM LY SY JO LB QA AF EC BO PY UY VE PA CR GT MY SG KH PH HN DO"
 ).split()
 _LANGUAGES = (
-    "en fr es it ru zh ar tr pl nl sv fi hi he hu vi "
-    "fa bn ur ta te ml gu pa mr ms ko sw am uk cs hr lt et ca eu sq mk ka hy"
+    "en fr es it ru zh ar tr pl nl sv fi hi he hu vi fa bn ur ta te ml gu pa mr ms ko sw am uk cs hr lt et ca eu sq mk ka hy"
 ).split()
 _CURRENCIES = "EUR USD JPY INR RUB CNY BRL PLN TRY SEK CHF MXN KRW THB EGP UAH CZK HUF NOK DKK RON VND ZAR KES NGN".split()
 _UNITS = (
@@ -80,9 +79,13 @@ def words(locale: babel.Locale, slot: Slot) -> str:
     try:
         text = clean(_SAY[slot.kind](locale, slot.key))
     except (KeyError, ValueError) as error:
-        raise UserError(f"CLDR (babel {babel.__version__}) has no word for {slot.kind} {slot.key!r} in {locale}; leave this language out") from error
+        raise UserError(
+            f"CLDR (babel {babel.__version__}) has no word for {slot.kind} {slot.key!r} in {locale}; leave this language out"
+        ) from error
     if not text or "{" in text:
-        raise UserError(f"CLDR (babel {babel.__version__}) gives {text!r} for {slot.kind} {slot.key!r} in {locale}; leave this language out")
+        raise UserError(
+            f"CLDR (babel {babel.__version__}) gives {text!r} for {slot.kind} {slot.key!r} in {locale}; leave this language out"
+        )
     return text
 
 

@@ -6,6 +6,7 @@ import ctypes
 import dataclasses
 import functools
 import os
+import shutil
 import tempfile
 
 import numpy as np
@@ -60,7 +61,9 @@ def espeak_paths() -> tuple[str, str]:
     library, data = espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
     for path in (library, data):
         if not os.path.exists(path):
-            raise UserError(f'{path}: missing from the espeakng-loader package; install it again: pip install --force-reinstall espeakng-loader')
+            raise UserError(
+                f"{path}: missing from the espeakng-loader package; install it again: pip install --force-reinstall espeakng-loader"
+            )
     return str(library), _shortened(str(data))
 
 
@@ -68,9 +71,10 @@ def espeak_paths() -> tuple[str, str]:
 def _shortened(data_path: str) -> str:
     if len(os.fsencode(data_path)) <= _LONGEST_DATA_PATH:
         return data_path
-    link = os.path.join(tempfile.mkdtemp(prefix="espeak-ng-"), "data")
+    folder = tempfile.mkdtemp(prefix="espeak-ng-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    link = os.path.join(folder, "data")
     os.symlink(data_path, link)
-    atexit.register(lambda: (os.remove(link), os.rmdir(os.path.dirname(link))))
     return link
 
 
@@ -116,7 +120,9 @@ def _synthesise(text: str, voice: Voice) -> bytes:
     try:
         rate = library.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, os.fsencode(data_path), _DONT_EXIT)
         if rate != _ESPEAK_RATE:
-            raise UserError(f"{data_path}: espeak-ng cannot read its data (status {rate}); install it again: pip install --force-reinstall espeakng-loader")
+            raise UserError(
+                f"{data_path}: espeak-ng cannot read its data (status {rate}); install it again: pip install --force-reinstall espeakng-loader"
+            )
         library.espeak_ng_SetRandSeed(ctypes.c_long(1))
         library.espeak_SetSynthCallback(callback)
         name = f"{_voice_file(data_path, voice.language)}+{voice.variant}"
