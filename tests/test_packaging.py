@@ -9,6 +9,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tokenize
 
 import pytest
@@ -62,7 +63,9 @@ def test_the_tested_set_is_exact_and_lean(version):
 @pytest.mark.skipif(not OWN_ENVIRONMENT, reason="not the environment of `make test`")
 def test_these_tests_run_on_the_tested_set():
     pins = constraints("{}.{}".format(*sys.version_info[:2]))
-    installed = {canonicalize_name(d.metadata["Name"]): d.version for d in importlib.metadata.distributions()}
+    # Of this environment only: setuptools puts packages of its own on the path.
+    found = importlib.metadata.distributions(path=[sysconfig.get_path("purelib")])
+    installed = {canonicalize_name(d.metadata["Name"]): d.version for d in found}
     wrong = {
         name: installed.get(canonicalize_name(name)) for name, pin in pins.items() if installed.get(canonicalize_name(name), pin) != pin
     }

@@ -1,4 +1,4 @@
-"""The verbs. The only file that imports gin; each verb configures one root function, and imports what it needs when it runs."""
+"""The command line. The only file that imports gin; each verb configures one root function, and imports what it needs when it runs."""
 
 import argparse
 import difflib
@@ -9,7 +9,6 @@ import os
 import pathlib
 import re
 import sys
-from typing import NamedTuple
 
 from xretrieval.errors import UserError
 
@@ -20,18 +19,18 @@ CONFIGURABLES = {
     "corpus": "xretrieval.demo.corpus:generate",
     "fit_units": "xretrieval.units.tokenizer:fit",
     "LogMelConfig": "xretrieval.units.frontend:LogMelConfig",
-    "extract_units": "xretrieval.main:extract_units",
+    "extract_units": "xretrieval.verbs:extract_units",
     "text_tokenizer": "xretrieval.data.build:text_tokenizer",
-    "mixture": "xretrieval.main:mixture",
-    "build": "xretrieval.main:build",
+    "mixture": "xretrieval.verbs:mixture",
+    "build": "xretrieval.verbs:build",
     "train": "xretrieval.train.loop:train",
-    "training_data": "xretrieval.main:training_data",
+    "training_data": "xretrieval.verbs:training_data",
     "TowerConfig": "xretrieval.model.tower:TowerConfig",
     "OptimizerConfig": "xretrieval.train.optimizer:OptimizerConfig",
     "LossConfig": "xretrieval.train.step:LossConfig",
-    "export": "xretrieval.main:export",
-    "evaluate": "xretrieval.main:evaluate",
-    "index": "xretrieval.main:index",
+    "export": "xretrieval.verbs:export",
+    "evaluate": "xretrieval.verbs:evaluate",
+    "index": "xretrieval.verbs:index",
 }
 
 VERBS = {
@@ -39,9 +38,21 @@ VERBS = {
     "corpus": ("speak the polyglot corpus of the demo", "xretrieval corpus --gin_file=gin_configs/runs/polyglot.gin", ("corpus",)),
     "data check": ("say what is wrong with a manifest, by line", "xretrieval data check recordings/train.jsonl", ()),
     "units fit": ("fit the unit tokenizer", "xretrieval units fit --gin_file=gin_configs/runs/polyglot.gin", ("fit_units", "LogMelConfig")),
-    "units extract": ("recordings to unit records", "xretrieval units extract --gin_file=gin_configs/runs/polyglot.gin", ("extract_units",)),
-    "data tokenizer": ("train the text tokenizer", "xretrieval data tokenizer --gin_file=gin_configs/runs/polyglot.gin", ("text_tokenizer",)),
-    "data build": ("unit records to token records, by SeqIO", "xretrieval data build --gin_file=gin_configs/runs/polyglot.gin", ("build", "mixture")),
+    "units extract": (
+        "recordings to unit records",
+        "xretrieval units extract --gin_file=gin_configs/runs/polyglot.gin",
+        ("extract_units",),
+    ),
+    "data tokenizer": (
+        "train the text tokenizer",
+        "xretrieval data tokenizer --gin_file=gin_configs/runs/polyglot.gin",
+        ("text_tokenizer",),
+    ),
+    "data build": (
+        "unit records to token records, by SeqIO",
+        "xretrieval data build --gin_file=gin_configs/runs/polyglot.gin",
+        ("build", "mixture"),
+    ),
     "train": (
         "train, or go on training",
         "xretrieval train --gin_file=gin_configs/runs/polyglot.gin --gin.train.num_steps=200",
@@ -50,83 +61,12 @@ VERBS = {
     "export": ("a checkpoint to a model directory", "xretrieval export --gin_file=gin_configs/runs/polyglot.gin", ("export",)),
     "evaluate": ("retrieval metrics and their report", "xretrieval evaluate --gin_file=gin_configs/runs/polyglot.gin", ("evaluate",)),
     "index": ("an index of recordings and texts", "xretrieval index --gin_file=gin_configs/runs/polyglot.gin", ("index",)),
-    "search": ("find recordings or texts", "xretrieval search demo_run/model demo_run/index.db --text 'Montag, Juli und Euro' --language de", ()),
+    "search": (
+        "find recordings or texts",
+        "xretrieval search demo_run/model demo_run/index.db --text 'Montag, Juli und Euro' --language de",
+        (),
+    ),
 }
-
-
-def extract_units(manifests_dir: str, tokenizer_dir: str, out_dir: str, splits: tuple[str, ...], num_shards: int = 8, num_workers: int = 2, beam_flags=()):
-    """Unit records of every split's manifest; returns the index of each."""
-    from xretrieval.units.extract import extract
-
-    indices = {}
-    for split in splits:
-        out = os.path.join(out_dir, split)
-        indices[split] = found = extract(os.path.join(manifests_dir, f"{split}.jsonl"), tokenizer_dir, out, num_shards, num_workers, beam_flags)
-        print(f"{out}: {found['utterances_in']} in = {found['records']} out + {found['failed']} failed, {found['seconds_of_sound']:.0f} s of sound")
-        if found["failed"]:
-            print(f"  failures are listed in {os.path.join(out, 'failures.jsonl')}")
-    return indices
-
-
-class Mixture(NamedTuple):
-    """A SeqIO mixture and what its IDs mean."""
-
-    seqio: "seqio.Mixture"  # noqa: F821
-    vocabulary: "Vocabulary"  # noqa: F821
-    unit_tokenizer_fingerprint: str
-
-
-def mixture(
-    units_dir: str,
-    unit_tokenizer_dir: str,
-    tokenizer_file: str,
-    rates: dict[str, float],
-    name: str = "polyglot",
-    template: str | None = None,
-    splits: tuple[str, ...] = ("train", "validation"),
-):
-    """The SeqIO mixture over unit records, with its vocabulary and the unit tokenizer's fingerprint."""
-    from tasks.unit_records import register
-    from xretrieval.data.vocabulary import DEFAULT_TEMPLATE, Vocabulary
-    from xretrieval.units.tokenizer import UnitTokenizer
-
-    unit_tokenizer = UnitTokenizer.load(unit_tokenizer_dir)
-    vocabulary = Vocabulary(tokenizer_file, unit_tokenizer.num_units, template or DEFAULT_TEMPLATE)
-    return Mixture(register(name, units_dir, vocabulary, rates, splits), vocabulary, unit_tokenizer.fingerprint)
-
-
-def build(mixture: Mixture, out_dir: str, units_dir: str) -> None:
-    """Token records of a mixture."""
-    from xretrieval.data import build as build_lib
-
-    counts = build_lib.build(mixture.seqio, mixture.vocabulary.fingerprint, units_dir, out_dir)
-    for task, by_split in counts.items():
-        print(f"{task}: " + ", ".join(f"{count} {split}" for split, count in by_split.items()))
-    print(f"wrote {out_dir}")
-
-
-def training_data(mixture: Mixture, records_dir: str, drop_units: float = 0.0):
-    """The token records of a mixture as training reads them; each unit of speech is left out with probability `drop_units`."""
-    from tasks.unit_records import prefixes
-    from xretrieval.data.build import task_dir
-    from xretrieval.data.pipeline import TaskData
-    from xretrieval.data.preprocessors import SPEECH_TO_TEXT
-    from xretrieval.data.records import TaskRecords
-    from xretrieval.train.loop import TrainingData
-
-    tasks = []
-    for task in sorted(mixture.seqio.tasks, key=lambda task: task.name):
-        _, kind, language = task.name.rsplit(".", 2)
-        read = TaskRecords(task_dir(records_dir, task.name, "train"))
-        drop = drop_units if kind == SPEECH_TO_TEXT else 0.0
-        tasks.append(TaskData(task.name, float(mixture.seqio.get_rate(task)), read, *prefixes(kind, language, mixture.vocabulary), drop))
-    identity = {
-        "unit_tokenizer": mixture.unit_tokenizer_fingerprint,
-        "vocabulary": mixture.vocabulary.fingerprint,
-        "trained_languages": sorted({task.name.rsplit(".", 1)[1] for task in tasks if f".{SPEECH_TO_TEXT}." in task.name}),
-        "records": {task.name: task.records.key for task in tasks},
-    }
-    return TrainingData(tasks, mixture.vocabulary.size, identity)
 
 
 def _save_config(workdir: str) -> None:
@@ -146,63 +86,6 @@ def _save_config(workdir: str) -> None:
         raise UserError(f"{workdir}: cannot be written ({error.strerror}); give another workdir") from error
 
 
-def export(workdir: str, unit_tokenizer_dir: str, tokenizer_file: str, out_dir: str, template: str | None = None, step: int | None = None) -> None:
-    """A checkpoint to a model directory."""
-    from xretrieval.data.vocabulary import DEFAULT_TEMPLATE, Vocabulary
-    from xretrieval.export import export as export_model
-    from xretrieval.units.tokenizer import UnitTokenizer
-
-    vocabulary = Vocabulary(tokenizer_file, UnitTokenizer.load(unit_tokenizer_dir).num_units, template or DEFAULT_TEMPLATE)
-    print(f"wrote {export_model(workdir, vocabulary, unit_tokenizer_dir, out_dir, step)}")
-
-
-def evaluate(model_dir: str, units_dir: str, out_dir: str, split: str = "test", held_out_split: str | None = None, extra: dict | None = None) -> dict:
-    """Evaluates a model directory, prints the table, writes `report.json` and `report.png` to `out_dir`."""
-    from xretrieval.evaluate import evaluation, report
-    from xretrieval.search.retriever import Retriever
-
-    retriever = Retriever.load(model_dir)
-    seen = retriever.model.trained_languages
-    languages = evaluation.evaluate(retriever.encode_units, retriever.encode_text, seen, units_dir, split, held_out_split)
-    results = {"headline": report.headline(languages), "languages": languages, **(extra or {})}
-    report.print_report(results)
-    for path in report.write_report(results, out_dir):
-        print(f"wrote {path}")
-    return results
-
-
-def index(model_dir: str, units_dir: str, uri: str, splits: tuple[str, ...] = ("test",)) -> None:
-    """Indexes every recording of unit records, and each sentence's text once a language."""
-    from xretrieval.search.build import index_records
-    from xretrieval.search.retriever import Retriever
-
-    recordings, texts = index_records(Retriever.load(model_dir), [os.path.join(units_dir, split) for split in splits], uri)
-    print(f"{recordings} recordings and {texts} texts are in {uri}")
-
-
-def search(arguments: argparse.Namespace) -> None:
-    """Prints the hits of one query."""
-    from xretrieval.search.index import Index
-    from xretrieval.search.retriever import Retriever
-
-    retriever = Retriever.load(arguments.model)
-    if (arguments.text is None) == (arguments.speech is None):
-        raise UserError("give one of --text and --speech")
-    query = retriever.encode_text([arguments.text], arguments.language) if arguments.text else retriever.encode_speech([arguments.speech], arguments.language)
-    with Index.open(arguments.index, retriever.fingerprint) as opened:
-        for hit in opened.search(query, arguments.top_k, arguments.in_language, arguments.kind)[0]:
-            print(f"{hit.score:.3f}  {hit.kind:6}  {hit.language:6}  {hit.text}  {hit.file}")
-
-
-def check(arguments: argparse.Namespace) -> int:
-    """The report on a manifest; exit code 2 where something is wrong."""
-    from xretrieval.corpora.check import check_manifest, print_report
-
-    report = check_manifest(arguments.manifest)
-    print_report(report)
-    return 2 if report.problems else 0
-
-
 def configure(verb: str, gin_files: list[str], settings: list[str], bindings: list[str]) -> None:
     """Registers the verb's configurables and parses its gin files and overrides, finalised."""
     import gin
@@ -220,15 +103,20 @@ def configure(verb: str, gin_files: list[str], settings: list[str], bindings: li
     overrides = [_binding(item) for item in settings] + bindings
     for item in overrides:
         name = item.split("=")[0].split(".")[0].strip()
-        if "." in item.split("=")[0] and name not in own:
-            close = difflib.get_close_matches(name, own, 1, 0.4)
-            raise UserError(f"--gin.{item.split('=')[0]}: `xretrieval {verb}` has no {name}" + (f"; did you mean {close[0]}?" if close else f"; it has {', '.join(own)}"))
+        if "." in item.split("=")[0] and name not in CONFIGURABLES:
+            close = difflib.get_close_matches(name, [*own, *CONFIGURABLES], 1, 0.4)
+            raise UserError(
+                f"--gin.{item.split('=')[0]}: there is no {name}"
+                + (f"; did you mean {close[0]}?" if close else f"; `xretrieval {verb}` has {', '.join(own)}")
+            )
     files = [next((path for path in (pathlib.Path(file), ROOT / file) if path.exists()), None) for file in gin_files]
     if None in files:
         raise UserError(f"{gin_files[files.index(None)]}: no such gin file, here or in {ROOT}")
     others = [name for name in CONFIGURABLES if name not in own]
     try:
-        gin.parse_config_files_and_bindings([str(path) for path in files], overrides, skip_unknown=others, finalize_config=True, print_includes_and_imports=False)
+        gin.parse_config_files_and_bindings(
+            [str(path) for path in files], overrides, skip_unknown=others, finalize_config=True, print_includes_and_imports=False
+        )
     except (ValueError, TypeError, SyntaxError, NameError, AttributeError, ImportError, RuntimeError) as error:
         raise UserError(_explain(str(error), own)) from error
 
@@ -250,7 +138,9 @@ def _binding(item: str) -> str:
 def _explain(message: str, own: tuple[str, ...]) -> str:
     """gin's message in one line, with the nearest name where a name is unknown."""
     line = " ".join(message.split())
-    unknown = re.search(r"'(\w+)'.*doesn't have a parameter named '(\w+)'|No configurable matching '([\w.]+)'|parameter named '(\w+)'", line)
+    unknown = re.search(
+        r"'(\w+)'.*doesn't have a parameter named '(\w+)'|No configurable matching '([\w.]+)'|parameter named '(\w+)'", line
+    )
     if not unknown:
         return f"gin: {line}"
     wanted = next(group for group in reversed(unknown.groups()) if group)
@@ -297,7 +187,10 @@ def _main(argv: list[str]) -> int | None:
     if verb is None:
         return _usage(argv)
     parser = argparse.ArgumentParser(
-        prog=f"xretrieval {verb}", description=VERBS[verb][0], epilog=f"example: {VERBS[verb][1]}", formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"xretrieval {verb}",
+        description=VERBS[verb][0],
+        epilog=f"example: {VERBS[verb][1]}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_flags(parser, verb)
     arguments, rest = parser.parse_known_args(argv[len(verb.split()) :])
@@ -310,10 +203,12 @@ def _main(argv: list[str]) -> int | None:
         from xretrieval.demo.run import run
 
         return run(arguments)
+    from xretrieval import verbs
+
     if verb == "data check":
-        return check(arguments)
+        return verbs.check(arguments)
     if verb == "search":
-        return search(arguments)
+        return verbs.search(arguments)
     run_verb(verb, arguments.gin_file, arguments.set, bindings)
     return 0
 
@@ -330,18 +225,24 @@ def _usage(argv: list[str]) -> int:
     print("usage: xretrieval VERB [flags]\n\nRetrieval across speech and text. The verbs, in the order of the data:\n")
     for name, (what, *_) in VERBS.items():
         print(f"  {name:16}{what}")
-    print("\n`xretrieval VERB --help` shows its flags and an example. Settings: --gin_file=FILE, --gin.NAME.KEY=VALUE, --set NAME.KEY=VALUE")
+    print(
+        "\n`xretrieval VERB --help` shows its flags and an example. Settings: --gin_file=FILE, --gin.NAME.KEY=VALUE, --set NAME.KEY=VALUE"
+    )
     return 0
 
 
 def _add_flags(parser: argparse.ArgumentParser, verb: str) -> None:
     if VERBS[verb][2]:
         parser.add_argument("--gin_file", action="append", default=[], metavar="FILE", help="a gin file; may be given several times")
-        parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as --gin.KEY=VALUE, but a string needs no quotes")
+        parser.add_argument(
+            "--set", action="append", default=[], metavar="KEY=VALUE", help="as --gin.KEY=VALUE, but a string needs no quotes"
+        )
     elif verb == "demo":
         parser.add_argument("--workdir", default="demo_run", help="everything goes there (demo_run)")
         parser.add_argument("--languages", default=None, help="trained languages, as de,fr,ru (English comes along), or `all`")
-        parser.add_argument("--minutes", type=float, default=None, help="train about so long, measured over 20 steps, instead of the set number of steps")
+        parser.add_argument(
+            "--minutes", type=float, default=None, help="train about so long, measured over 20 steps, instead of the set number of steps"
+        )
         parser.add_argument("--seed", type=int, default=0, help="of the corpus, the units, the parameters and the order of the data")
     elif verb == "data check":
         parser.add_argument("manifest", help="a JSONL or TSV manifest")

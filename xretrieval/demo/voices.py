@@ -99,7 +99,7 @@ def speak(text: str, voice: Voice) -> np.ndarray:
     sound_T = np.frombuffer(_synthesise(text, voice), np.int16)
     if not sound_T.any():
         raise UserError(f"espeak-ng's voice {voice.language!r} says nothing for {text!r}; leave this language out")
-    # As float: on integers soxr adds dither seeded by the clock.
+    # As float: integers soxr would dither, with a noise of its own.
     sound_T = soxr.resample(sound_T.astype(np.float32), _ESPEAK_RATE, SAMPLING_RATE, quality="HQ")
     return np.clip(np.rint(sound_T), -32768, 32767).astype(np.int16)
 

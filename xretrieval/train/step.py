@@ -40,5 +40,5 @@ def train_step(
     """One step of gradient descent; metrics are scalars on the device."""
     gradients, metrics = jax.grad(loss_fn, has_aux=True)(state.params, batch, config, loss_config)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    metrics["gradient_norm"] = optax.global_norm(gradients)
+    metrics["gradient_norm"] = optax.tree.norm(gradients)
     return TrainState(optax.apply_updates(state.params, updates), opt_state), metrics

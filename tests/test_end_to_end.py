@@ -1,0 +1,178 @@
+"""The whole path by the command line's own functions, on a small spoken corpus: three languages, some hundred recordings."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from xretrieval import main
+from xretrieval.data.build import task_dir
+from xretrieval.data.pipeline import BatchPipeline, TaskData
+from xretrieval.data.records import TaskRecords
+from xretrieval.units.extract import read_unit_records
+
+GIN = ["gin_configs/runs/polyglot.gin"]
+SIZES = [
+    "corpus.seen_languages=('en_us','de_de')",
+    "corpus.unseen_languages=('nl_nl',)",
+    "corpus.train_sentences=100",
+    "corpus.validation_sentences=8",
+    "corpus.test_sentences=20",
+    "fit_units.num_units=64",
+    "fit_units.utterances_per_language=40",
+    "extract_units.num_shards=2",
+    "extract_units.num_workers=1",
+    "text_tokenizer.vocab_size=150",
+    "train.batch_size=32",
+    "train.num_steps=30",
+    "train.log_every=10",
+    "train.checkpoint_every=10",
+    "train.input_length=96",
+    "train.target_length=96",
+    "TowerConfig.width=64",
+    "TowerConfig.layers=1",
+    "TowerConfig.head_dim=32",
+    "TowerConfig.mlp_hidden=128",
+]
+
+
+def settings(root):
+    places = {"CORPUS": "corpus", "UNIT_TOKENIZER": "unit_tokenizer", "UNITS": "units", "TOKENIZER": "tokenizer.model", "RECORDS": "records"}
+    places |= {"WORKDIR": "train", "MODEL": "model", "REPORT": ".", "INDEX": "index.db", "fit_units.manifest": "corpus/train.jsonl"}
+    manifests = (str(root / "corpus/train.jsonl"), str(root / "corpus/text_unseen_train.jsonl"))
+    return [*SIZES, f"TOKENIZER_MANIFESTS={manifests!r}", *(f"{name}={root / place}" for name, place in places.items())]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder in which every verb has run."""
+    root = tmp_path_factory.mktemp("run")
+    for verb in ("corpus", "units fit", "units extract", "data tokenizer", "data build", "train", "export", "evaluate", "index"):
+        main.run_verb(verb, GIN, settings(root))
+    return root
+
+
+def test_nothing_of_an_unseen_language_was_used(finished):
+    fitted = json.loads((finished / "unit_tokenizer/unit_tokenizer.json").read_text())["fitted_on"]["utterances_by_language"]
+    assert set(fitted) == {"de_de", "en_us"}
+    for split in ("train", "validation"):
+        assert set(json.loads((finished / f"units/{split}/index.json").read_text())["languages"]) == {"de_de", "en_us"}
+    assert "nl_nl" in json.loads((finished / "units/test/index.json").read_text())["languages"]
+    assert json.loads((finished / "train/run.json").read_text())["trained_languages"] == ["de_de", "en_us"]
+
+
+def test_report(finished):
+    report = json.loads((finished / "report.json").read_text())
+    assert report["headline"]["pool_size"] == 20 and report["headline"]["chance"] == pytest.approx(0.05)
+    assert report["languages"]["nl_nl"]["seen"] is False and report["languages"]["de_de"]["seen"] is True
+    assert (finished / "report.png").stat().st_size > 10_000
+    losses = [json.loads(line)["loss"] for line in (finished / "train/metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0]
+
+
+def test_exported_equals_live(finished):
+    from xretrieval.search.retriever import Retriever
+    from xretrieval.train import checkpoint
+
+    retriever = Retriever.load(finished / "model")
+    record = next(r for r in read_unit_records(finished / "units/test") if r.utterance.language == "de_de")
+    # From the sound file and from the unit record: one function makes units.
+    by_file = retriever.encode_speech([record.utterance.audio], "de")
+    assert (by_file == retriever.encode_units([record.units], "de_de")).all()
+    assert checkpoint.steps(finished / "train")[-1] == 30
+    np.testing.assert_allclose(np.linalg.norm(by_file), 1.0, atol=1e-6)
+
+
+def test_embedding_does_not_depend_on_its_neighbours(finished):
+    from xretrieval.search.retriever import Retriever
+
+    retriever = Retriever.load(finished / "model")
+    texts = [r.utterance.text for r in read_unit_records(finished / "units/test")]
+    together = retriever.encode_text(texts, "de_de")
+    assert (together[5] == retriever.encode_text([texts[5]], "de_de")[0]).all()
+
+
+def test_seqio_yields_what_training_reads(finished):
+    import gin
+
+    main.configure("data build", [*GIN], settings(finished), [])
+    mixture = gin.get_configurable("mixture")()
+    from tasks.unit_records import prefixes
+
+    for task in mixture.seqio.tasks:
+        kind, language = task.name.split(".")[1:]
+        records = TaskRecords(task_dir(str(finished / "records"), task.name, "validation"))
+        data = TaskData(task.name, 1.0, records, *prefixes(kind, language, mixture.vocabulary))
+        batch = BatchPipeline([data], len(records), 96, 96, mixture.vocabulary.size, seed=0).batch(0)
+        read = {(tuple(left[:n]), tuple(right[:m])) for left, right, n, m in zip(*(batch[k] for k in ("left_tokens", "right_tokens", "left_lengths", "right_lengths")), strict=True)}
+        dataset = task.get_dataset(sequence_length=None, split="validation", shuffle=False)
+        assert {(tuple(e["inputs"]), tuple(e["targets"])) for e in dataset.as_numpy_iterator()} == read
+    rates = {task.name: mixture.seqio.get_rate(task) for task in mixture.seqio.tasks}
+    assert rates["polyglot.speech_to_text.de_de"] == 1.0 and rates["polyglot.text_to_english.de_de"] == 1.0
+
+
+def test_stopped_and_resumed_equals_uninterrupted_bitwise(finished):
+    from xretrieval.train import checkpoint
+
+    again = [*settings(finished), f"WORKDIR={finished / 'resumed'}"]
+    main.run_verb("train", GIN, [*again, "train.stop_after=13"])
+    assert checkpoint.steps(finished / "resumed") == [10, 13]
+    main.run_verb("train", GIN, again)
+    main.run_verb("export", GIN, [*again, f"MODEL={finished / 'resumed_model'}"])
+    assert (finished / "resumed_model/model.safetensors").read_bytes() == (finished / "model/model.safetensors").read_bytes()
+
+
+def test_a_damaged_checkpoint_is_refused(finished):
+    victim = max((finished / "resumed/checkpoints/30").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    with pytest.raises(main.UserError, match="not the file that was saved"):
+        main.run_verb("export", GIN, [*settings(finished), f"WORKDIR={finished / 'resumed'}", f"MODEL={finished / 'x'}"])
+
+
+def test_model_directory_loads_without_training_packages(finished):
+    code = """
+import sys
+for name in ("tensorflow", "seqio", "gin", "apache_beam"):
+    sys.modules[name] = None
+from xretrieval import Retriever
+print(Retriever.load(sys.argv[1]).encode_text(["Montag"], "de").shape)
+"""
+    out = subprocess.run([sys.executable, "-c", code, str(finished / "model")], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "(1, 64)"
+
+
+def test_search_finds_an_indexed_recording(finished, capsys):
+    record = next(iter(read_unit_records(finished / "units/test"))).utterance
+    assert main.main(["search", str(finished / "model"), str(finished / "index.db"), "--speech", record.audio, "--language", record.language, "--kind", "speech"]) == 0
+    assert record.text in capsys.readouterr().out.splitlines()[0]
+
+
+def test_extraction_by_two_workers_gives_the_same_shards(finished):
+    from xretrieval.corpora import shards
+    from xretrieval.units.extract import extract
+
+    index = extract(str(finished / "corpus/validation.jsonl"), str(finished / "unit_tokenizer"), str(finished / "two"), num_shards=2, num_workers=2)
+    assert index["failed"] == 0
+    for shard in range(2):
+        ours, theirs = (shards.data_path(finished / folder, shard, 2).read_bytes() for folder in ("two", "units/validation"))
+        assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    "flags,message",
+    [
+        (["train", "--gin_file=gin_configs/runs/polyglot.gin", "--gin.train.num_stepz=3"], "num_steps"),
+        (["train", "--gin_file=gin_configs/runs/polyglot.gin", "--gin.trian.num_steps=3"], "train"),
+        (["train", "--gin_file=missing.gin"], "missing.gin"),
+        (["trian"], "xretrieval train"),
+        (["data", "check", "missing.jsonl"], "missing.jsonl"),
+    ],
+)
+def test_errors_are_one_line_and_exit_2(flags, message, capsys):
+    assert main.main(flags) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.strip().splitlines()) == 1

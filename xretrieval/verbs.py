@@ -1,0 +1,153 @@
+"""What the verbs do where it takes more than one stage. `main.py` configures these functions; imports wait until a verb runs."""
+
+import argparse
+import os
+from typing import NamedTuple
+
+from xretrieval.errors import UserError
+
+
+def extract_units(
+    manifests_dir: str, tokenizer_dir: str, out_dir: str, splits: tuple[str, ...], num_shards: int = 8, num_workers: int = 2, beam_flags=()
+):
+    """Unit records of every split's manifest; returns the index of each."""
+    from xretrieval.units.extract import extract
+
+    indices = {}
+    for split in splits:
+        out = os.path.join(out_dir, split)
+        indices[split] = found = extract(
+            os.path.join(manifests_dir, f"{split}.jsonl"), tokenizer_dir, out, num_shards, num_workers, beam_flags
+        )
+        print(
+            f"{out}: {found['utterances_in']} in = {found['records']} out + {found['failed']} failed, {found['seconds_of_sound']:.0f} s of sound"
+        )
+        if found["failed"]:
+            print(f"  failures are listed in {os.path.join(out, 'failures.jsonl')}")
+    return indices
+
+
+class Mixture(NamedTuple):
+    """A SeqIO mixture and what its IDs mean."""
+
+    seqio: "seqio.Mixture"
+    vocabulary: "Vocabulary"
+    unit_tokenizer_fingerprint: str
+
+
+def mixture(
+    units_dir: str,
+    unit_tokenizer_dir: str,
+    tokenizer_file: str,
+    rates: dict[str, float],
+    name: str = "polyglot",
+    template: str | None = None,
+    splits: tuple[str, ...] = ("train", "validation"),
+):
+    """The SeqIO mixture over unit records, with its vocabulary and the unit tokenizer's fingerprint."""
+    from tasks.unit_records import register
+    from xretrieval.data.vocabulary import DEFAULT_TEMPLATE, Vocabulary
+    from xretrieval.units.tokenizer import UnitTokenizer
+
+    unit_tokenizer = UnitTokenizer.load(unit_tokenizer_dir)
+    vocabulary = Vocabulary(tokenizer_file, unit_tokenizer.num_units, template or DEFAULT_TEMPLATE)
+    return Mixture(register(name, units_dir, vocabulary, rates, splits), vocabulary, unit_tokenizer.fingerprint)
+
+
+def build(mixture: Mixture, out_dir: str, units_dir: str) -> None:
+    """Token records of a mixture."""
+    from xretrieval.data import build as build_lib
+
+    counts = build_lib.build(mixture.seqio, mixture.vocabulary.fingerprint, units_dir, out_dir)
+    for task, by_split in counts.items():
+        print(f"{task}: " + ", ".join(f"{count} {split}" for split, count in by_split.items()))
+    print(f"wrote {out_dir}")
+
+
+def training_data(mixture: Mixture, records_dir: str, drop_units: float = 0.0):
+    """The token records of a mixture as training reads them; each unit of speech is left out with probability `drop_units`."""
+    from tasks.unit_records import prefixes
+    from xretrieval.data.build import task_dir
+    from xretrieval.data.pipeline import TaskData
+    from xretrieval.data.preprocessors import SPEECH_TO_TEXT
+    from xretrieval.data.records import TaskRecords
+    from xretrieval.train.loop import TrainingData
+
+    tasks = []
+    for task in sorted(mixture.seqio.tasks, key=lambda task: task.name):
+        _, kind, language = task.name.rsplit(".", 2)
+        read = TaskRecords(task_dir(records_dir, task.name, "train"))
+        drop = drop_units if kind == SPEECH_TO_TEXT else 0.0
+        tasks.append(TaskData(task.name, float(mixture.seqio.get_rate(task)), read, *prefixes(kind, language, mixture.vocabulary), drop))
+    identity = {
+        "unit_tokenizer": mixture.unit_tokenizer_fingerprint,
+        "vocabulary": mixture.vocabulary.fingerprint,
+        "trained_languages": sorted({task.name.rsplit(".", 1)[1] for task in tasks if f".{SPEECH_TO_TEXT}." in task.name}),
+        "records": {task.name: task.records.key for task in tasks},
+    }
+    return TrainingData(tasks, mixture.vocabulary.size, identity)
+
+
+def export(
+    workdir: str, unit_tokenizer_dir: str, tokenizer_file: str, out_dir: str, template: str | None = None, step: int | None = None
+) -> None:
+    """A checkpoint to a model directory."""
+    from xretrieval.data.vocabulary import DEFAULT_TEMPLATE, Vocabulary
+    from xretrieval.export import export as export_model
+    from xretrieval.units.tokenizer import UnitTokenizer
+
+    vocabulary = Vocabulary(tokenizer_file, UnitTokenizer.load(unit_tokenizer_dir).num_units, template or DEFAULT_TEMPLATE)
+    print(f"wrote {export_model(workdir, vocabulary, unit_tokenizer_dir, out_dir, step)}")
+
+
+def evaluate(
+    model_dir: str, units_dir: str, out_dir: str, split: str = "test", held_out_split: str | None = None, extra: dict | None = None
+) -> dict:
+    """Evaluates a model directory, prints the table, writes `report.json` and `report.png` to `out_dir`."""
+    from xretrieval.evaluate import evaluation, report
+    from xretrieval.search.retriever import Retriever
+
+    retriever = Retriever.load(model_dir)
+    seen = retriever.model.trained_languages
+    languages = evaluation.evaluate(retriever.encode_units, retriever.encode_text, seen, units_dir, split, held_out_split)
+    results = {"headline": report.headline(languages), "languages": languages, **(extra or {})}
+    report.print_report(results)
+    for path in report.write_report(results, out_dir):
+        print(f"wrote {path}")
+    return results
+
+
+def index(model_dir: str, units_dir: str, uri: str, splits: tuple[str, ...] = ("test",)) -> None:
+    """Indexes every recording of unit records, and each sentence's text once a language."""
+    from xretrieval.search.build import index_records
+    from xretrieval.search.retriever import Retriever
+
+    recordings, texts = index_records(Retriever.load(model_dir), [os.path.join(units_dir, split) for split in splits], uri)
+    print(f"{recordings} recordings and {texts} texts are in {uri}")
+
+
+def search(arguments: argparse.Namespace) -> None:
+    """Prints the hits of one query."""
+    from xretrieval.search.index import Index
+    from xretrieval.search.retriever import Retriever
+
+    retriever = Retriever.load(arguments.model)
+    if (arguments.text is None) == (arguments.speech is None):
+        raise UserError("give one of --text and --speech")
+    query = (
+        retriever.encode_text([arguments.text], arguments.language)
+        if arguments.text
+        else retriever.encode_speech([arguments.speech], arguments.language)
+    )
+    with Index.open(arguments.index, retriever.fingerprint) as opened:
+        for hit in opened.search(query, arguments.top_k, arguments.in_language, arguments.kind)[0]:
+            print(f"{hit.score:.3f}  {hit.kind:6}  {hit.language:6}  {hit.text}  {hit.file}")
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """The report on a manifest; exit code 2 where something is wrong."""
+    from xretrieval.corpora.check import check_manifest, print_report
+
+    report = check_manifest(arguments.manifest)
+    print_report(report)
+    return 2 if report.problems else 0
