@@ -33,11 +33,10 @@ def embed_sequences(config: tower.TowerConfig, params: tower.Params, sequences: 
     shards = mesh_lib.batch_shards(jax.sharding.get_mesh())
     rows = -(-ROWS // shards) * shards
     buckets_N = -(-lengths_N // BUCKET) * BUCKET
-    blocks = [
-        (bucket, block)
-        for bucket in np.unique(buckets_N)
-        for block in np.split(where := np.flatnonzero(buckets_N == bucket), range(rows, len(where), rows))
-    ]
+    blocks = []
+    for bucket in np.unique(buckets_N):
+        members = np.flatnonzero(buckets_N == bucket)
+        blocks += [(int(bucket), members[start : start + rows]) for start in range(0, len(members), rows)]
     for bucket, block in track(blocks, len(blocks), label):
         tokens_RL, lengths_R = np.full((rows, bucket), PAD_ID, np.int32), np.zeros(rows, np.int32)
         for row, i in enumerate(block):
