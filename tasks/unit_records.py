@@ -1,7 +1,7 @@
 """Tasks over unit records: one a language and kind, and their mixture.
 
-    {name}.speech_to_text.de_de   spoken German -> its transcript
-    {name}.text_to_english.de_de  German text -> English text
+{name}.speech_to_text.de_de   spoken German -> its transcript
+{name}.text_to_english.de_de  German text -> English text
 """
 
 import functools
@@ -83,7 +83,9 @@ def register(name: str, records_dir: str, vocabulary: Vocabulary, rates: dict[st
                 preprocessors=[
                     functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False),
                     seqio.CacheDatasetPlaceholder(),
-                    functools.partial(add_prefixes, **dict(zip(("input_prefix", "target_prefix"), prefixes(kind, language, vocabulary), strict=True))),
+                    functools.partial(
+                        add_prefixes, **dict(zip(("input_prefix", "target_prefix"), prefixes(kind, language, vocabulary), strict=True))
+                    ),
                 ],
                 output_features=features,
             )

@@ -33,5 +33,3 @@ class ExtendedVocabulary(seqio.SentencePieceVocabulary):
 
     def __eq__(self, other) -> bool:
         return isinstance(other, ExtendedVocabulary) and other.extended.fingerprint == self.extended.fingerprint
-
-

@@ -39,7 +39,13 @@ SIZES = [
 
 
 def settings(root):
-    places = {"CORPUS": "corpus", "UNIT_TOKENIZER": "unit_tokenizer", "UNITS": "units", "TOKENIZER": "tokenizer.model", "RECORDS": "records"}
+    places = {
+        "CORPUS": "corpus",
+        "UNIT_TOKENIZER": "unit_tokenizer",
+        "UNITS": "units",
+        "TOKENIZER": "tokenizer.model",
+        "RECORDS": "records",
+    }
     places |= {"WORKDIR": "train", "MODEL": "model", "REPORT": ".", "INDEX": "index.db", "fit_units.manifest": "corpus/train.jsonl"}
     manifests = (str(root / "corpus/train.jsonl"), str(root / "corpus/text_unseen_train.jsonl"))
     return [*SIZES, f"TOKENIZER_MANIFESTS={manifests!r}", *(f"{name}={root / place}" for name, place in places.items())]
@@ -106,7 +112,10 @@ def test_seqio_yields_what_training_reads(finished):
         records = TaskRecords(task_dir(str(finished / "records"), task.name, "validation"))
         data = TaskData(task.name, 1.0, records, *prefixes(kind, language, mixture.vocabulary))
         batch = BatchPipeline([data], len(records), 96, 96, mixture.vocabulary.size, seed=0).batch(0)
-        read = {(tuple(left[:n]), tuple(right[:m])) for left, right, n, m in zip(*(batch[k] for k in ("left_tokens", "right_tokens", "left_lengths", "right_lengths")), strict=True)}
+        read = {
+            (tuple(left[:n]), tuple(right[:m]))
+            for left, right, n, m in zip(*(batch[k] for k in ("left_tokens", "right_tokens", "left_lengths", "right_lengths")), strict=True)
+        }
         dataset = task.get_dataset(sequence_length=None, split="validation", shuffle=False)
         assert {(tuple(e["inputs"]), tuple(e["targets"])) for e in dataset.as_numpy_iterator()} == read
     rates = {task.name: mixture.seqio.get_rate(task) for task in mixture.seqio.tasks}
@@ -147,7 +156,22 @@ print(Retriever.load(sys.argv[1]).encode_text(["Montag"], "de").shape)
 
 def test_search_finds_an_indexed_recording(finished, capsys):
     record = next(iter(read_unit_records(finished / "units/test"))).utterance
-    assert main.main(["search", str(finished / "model"), str(finished / "index.db"), "--speech", record.audio, "--language", record.language, "--kind", "speech"]) == 0
+    assert (
+        main.main(
+            [
+                "search",
+                str(finished / "model"),
+                str(finished / "index.db"),
+                "--speech",
+                record.audio,
+                "--language",
+                record.language,
+                "--kind",
+                "speech",
+            ]
+        )
+        == 0
+    )
     assert record.text in capsys.readouterr().out.splitlines()[0]
 
 
@@ -155,7 +179,9 @@ def test_extraction_by_two_workers_gives_the_same_shards(finished):
     from xretrieval.corpora import shards
     from xretrieval.units.extract import extract
 
-    index = extract(str(finished / "corpus/validation.jsonl"), str(finished / "unit_tokenizer"), str(finished / "two"), num_shards=2, num_workers=2)
+    index = extract(
+        str(finished / "corpus/validation.jsonl"), str(finished / "unit_tokenizer"), str(finished / "two"), num_shards=2, num_workers=2
+    )
     assert index["failed"] == 0
     for shard in range(2):
         ours, theirs = (shards.data_path(finished / folder, shard, 2).read_bytes() for folder in ("two", "units/validation"))

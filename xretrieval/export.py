@@ -11,7 +11,8 @@ from xretrieval import mesh as mesh_lib
 from xretrieval.data.vocabulary import Vocabulary
 from xretrieval.errors import UserError
 from xretrieval.model import directory, tower
-from xretrieval.train import checkpoint, state as state_lib
+from xretrieval.train import checkpoint
+from xretrieval.train import state as state_lib
 from xretrieval.train.optimizer import OptimizerConfig, make_optimizer
 from xretrieval.train.step import LossConfig
 
@@ -67,5 +68,7 @@ def export(workdir: str, vocabulary: Vocabulary, unit_tokenizer_dir: str, out_di
     )
     # The clamp is part of what training used; the model directory holds the scale as used.
     scale = min(float(np.exp(params["log_logit_scale"])), LossConfig().max_logit_scale)
-    directory.write(out_dir, config, params["tower"], vocabulary, unit_tokenizer_dir, scale, {**run, "fingerprint": digest.hexdigest()}, card, NOTICE)
+    directory.write(
+        out_dir, config, params["tower"], vocabulary, unit_tokenizer_dir, scale, {**run, "fingerprint": digest.hexdigest()}, card, NOTICE
+    )
     return out_dir

@@ -23,7 +23,9 @@ def make_mesh(model: int = 1, replica: int = 1, devices=None) -> Mesh:
     """An Explicit mesh over all devices (or `devices`); `data` takes what `replica` x `model` leaves."""
     devices = jax.devices() if devices is None else devices
     if len(devices) % (model * replica):
-        raise UserError(f"a mesh of replica={replica} x model={model} does not divide {len(devices)} devices; change mesh_model or mesh_replica")
+        raise UserError(
+            f"a mesh of replica={replica} x model={model} does not divide {len(devices)} devices; change mesh_model or mesh_replica"
+        )
     shape = (replica, len(devices) // (model * replica), model)
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices)
 

@@ -35,7 +35,10 @@ def test_order_is_a_function_of_the_position():
         assert (whole[k] == np.concatenate([piece[k] for piece in pieces])).all()
 
 
-@pytest.mark.parametrize("rates,sizes,message", [([1, -1], [3, 3], "at least 0"), ([1, 1], [3, 0], "no examples"), ([0, 0], [3, 3], "all mixture rates"), ([1, 1e-9], [3, 3], "slot")])
+@pytest.mark.parametrize(
+    "rates,sizes,message",
+    [([1, -1], [3, 3], "at least 0"), ([1, 1], [3, 0], "no examples"), ([0, 0], [3, 3], "all mixture rates"), ([1, 1e-9], [3, 3], "slot")],
+)
 def test_bad_rates_are_refused(rates, sizes, message):
     with pytest.raises(UserError, match=message):
         MixtureOrder.create(["a", "b"], rates, sizes, seed=0)

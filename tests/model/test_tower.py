@@ -5,12 +5,14 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-
 import references
+
 from xretrieval import mesh as mesh_lib
 from xretrieval.model import embedding, tower
 
-CONFIG = tower.TowerConfig(vocab_size=70, width=16, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_hidden=32, max_positions=64, row_multiple=64)
+CONFIG = tower.TowerConfig(
+    vocab_size=70, width=16, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_hidden=32, max_positions=64, row_multiple=64
+)
 
 
 def random_params(config, seed=0):

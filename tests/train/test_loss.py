@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 import pytest
-
 import references
+
 from xretrieval import mesh as mesh_lib
 from xretrieval.train.loss import contrastive_loss
 

@@ -100,10 +100,9 @@ def _run_beam(make_shard, missing, num_workers, beam_flags, out_dir, total, key,
         # By name: "DirectRunner" now means Prism, which downloads a binary when it runs.
         runner = FnApiRunner()
         options = PipelineOptions(direct_num_workers=num_workers, direct_running_mode="multi_processing", pickle_library="cloudpickle")
-    with _watch(out_dir, missing, total, key, label):
-        with beam.Pipeline(runner=runner, options=options) as pipeline:
-            # One bundle for each element: otherwise the runner gives most of them to one worker.
-            _ = pipeline | beam.Create(missing, reshuffle=True) | beam.Map(make_shard)
+    with _watch(out_dir, missing, total, key, label), beam.Pipeline(runner=runner, options=options) as pipeline:
+        # One bundle for each element: otherwise the runner gives most of them to one worker.
+        _ = pipeline | beam.Create(missing, reshuffle=True) | beam.Map(make_shard)
 
 
 class _watch:

@@ -29,7 +29,9 @@ def text_tokenizer(
     """
     utterances = [u for manifest in manifests for u in read_manifest(manifest)]
     texts = dict.fromkeys(t for u in utterances for t in (u.text, u.translation) if t)
-    codes = {u.language for u in utterances} | {u.translation_language for u in utterances if u.translation_language} | set(prefix_languages)
+    codes = (
+        {u.language for u in utterances} | {u.translation_language for u in utterances if u.translation_language} | set(prefix_languages)
+    )
     prefixes = [template.format(language=find_language(code).name, modality=modality) for code in codes for modality in MODALITIES]
     train_text_tokenizer(texts, out_file, vocab_size, prefixes)
     return out_file
@@ -40,7 +42,9 @@ def build_key(task: str, split: str, vocabulary_fingerprint: str, source_key: st
     return hashlib.sha256(f"{task} {split} {vocabulary_fingerprint} {source_key}".encode()).hexdigest()
 
 
-def build(mixture: seqio.Mixture, vocabulary_fingerprint: str, units_dir: str, out_dir: str, splits: Sequence[str] = ("train", "validation")) -> dict:
+def build(
+    mixture: seqio.Mixture, vocabulary_fingerprint: str, units_dir: str, out_dir: str, splits: Sequence[str] = ("train", "validation")
+) -> dict:
     """Writes the token records of every task and split; records that are there under the same build key stay.
 
     Returns:

@@ -59,7 +59,9 @@ class BatchPipeline:
                     [(left, with_prefix(inputs_L, task.input_prefix)), (right, with_prefix(targets_L, task.target_prefix))]
                 ):
                     if tokens_L.min() < 0 or tokens_L.max() >= self.vocab_size:
-                        raise UserError(f"task {task.name}: token {tokens_L.max()} is outside the vocabulary of {self.vocab_size}; run `xretrieval data build` again")
+                        raise UserError(
+                            f"task {task.name}: token {tokens_L.max()} is outside the vocabulary of {self.vocab_size}; run `xretrieval data build` again"
+                        )
                     out[row, : len(tokens_L)] = tokens_L
                     lengths[side, row] = len(tokens_L)
                 pair_id[row] = pair
@@ -109,4 +111,6 @@ def _check_lengths(task: TaskData, lengths: tuple[int, int]) -> None:
         if longest > limit:
             raise UserError(f"task {task.name} has a side of {longest} tokens; set train.{name} to at least that (it is {limit})")
         if shortest == 0:
-            raise UserError(f"task {task.name} has an empty side in {task.records.directory}; check the manifest with `xretrieval data check`")
+            raise UserError(
+                f"task {task.name} has an empty side in {task.records.directory}; check the manifest with `xretrieval data check`"
+            )

@@ -36,7 +36,9 @@ def write_index(directory: str, key: str, shard_sizes: list[int], lengths_N2: np
     """Commits a task: `records.json` comes last."""
     path = pathlib.Path(directory)
     if lengths_N2.size and lengths_N2.max() > np.iinfo(np.uint16).max:
-        raise UserError(f"{directory}: a side of {lengths_N2.max()} tokens is longer than an index entry holds (65,535); split the recording")
+        raise UserError(
+            f"{directory}: a side of {lengths_N2.max()} tokens is longer than an index entry holds (65,535); split the recording"
+        )
     with open(path / "index.npy.tmp", "wb") as out:
         np.save(out, lengths_N2.astype(np.uint16), allow_pickle=False)
     os.replace(path / "index.npy.tmp", path / "index.npy")

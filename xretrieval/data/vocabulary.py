@@ -60,7 +60,9 @@ class Vocabulary:
         """
         ids_L = np.asarray(units, np.int32)
         if ids_L.size and (ids_L.min() < 0 or ids_L.max() >= self.num_units):
-            raise UserError(f"unit {ids_L.max() if ids_L.max() >= self.num_units else ids_L.min()} is outside [0, {self.num_units}): wrong unit tokenizer")
+            raise UserError(
+                f"unit {ids_L.max() if ids_L.max() >= self.num_units else ids_L.min()} is outside [0, {self.num_units}): wrong unit tokenizer"
+            )
         return ids_L + self.text_size
 
     def encode_prefix(self, language: str, modality: str) -> np.ndarray:

@@ -138,9 +138,24 @@ def examples(root: pathlib.Path) -> None:
     sentences = sorted({sentence for _, sentence in test})
     typed, spoken = test["en_us", sentences[0]], test[first, sentences[1]]
     queries = [
-        (f'typed {typed.language} "{typed.text}" among recordings in {first}', retriever.encode_text([typed.text], typed.language), first, "speech"),
-        (f'spoken {spoken.language} "{spoken.text}" among texts in {spoken.language}', retriever.encode_speech([spoken.audio], spoken.language), spoken.language, "text"),
-        (f'spoken {spoken.language} "{spoken.text}" among recordings in {second}', retriever.encode_speech([spoken.audio], spoken.language), second, "speech"),
+        (
+            f'typed {typed.language} "{typed.text}" among recordings in {first}',
+            retriever.encode_text([typed.text], typed.language),
+            first,
+            "speech",
+        ),
+        (
+            f'spoken {spoken.language} "{spoken.text}" among texts in {spoken.language}',
+            retriever.encode_speech([spoken.audio], spoken.language),
+            spoken.language,
+            "text",
+        ),
+        (
+            f'spoken {spoken.language} "{spoken.text}" among recordings in {second}',
+            retriever.encode_speech([spoken.audio], spoken.language),
+            second,
+            "speech",
+        ),
     ]
     with Index.open(root / "index.db", retriever.fingerprint) as index:
         for title, query, language, kind in queries:
@@ -157,6 +172,10 @@ def finish_report(root: pathlib.Path, times: Times, arguments: argparse.Namespac
 
     results = json.loads((root / "report.json").read_text())
     flags = [f"--{name} {value}" for name, value in vars(arguments).items() if value not in (None, 0, "demo_run")]
-    results |= {"seconds": times.seconds, "machine": f"{os.cpu_count()} cores, {platform.machine()}", "command": " ".join(["xretrieval demo", *flags])}
+    results |= {
+        "seconds": times.seconds,
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "command": " ".join(["xretrieval demo", *flags]),
+    }
     for path in write_report(results, root):
         print(f"wrote {path}")

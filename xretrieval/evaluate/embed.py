@@ -17,7 +17,9 @@ BUCKET = 32
 _embed_rows = jax.jit(tower.embed_rows, static_argnames="config")
 
 
-def embed_sequences(config: tower.TowerConfig, params: tower.Params, sequences: Sequence[np.ndarray], label: str = "embedding") -> np.ndarray:
+def embed_sequences(
+    config: tower.TowerConfig, params: tower.Params, sequences: Sequence[np.ndarray], label: str = "embedding"
+) -> np.ndarray:
     """Embeddings of token sequences, float32 [N, E].
 
     A sequence is padded to the next multiple of 32 tokens and every batch to 64 rows, so each shape compiles once and an embedding
@@ -28,7 +30,9 @@ def embed_sequences(config: tower.TowerConfig, params: tower.Params, sequences: 
     """
     lengths_N = np.array([len(s) for s in sequences], np.int32)
     for i in np.flatnonzero((lengths_N == 0) | (lengths_N > config.max_positions)):
-        raise UserError(f"sequence {i} has {lengths_N[i]} tokens; the model takes 1 to {config.max_positions}: cut the recording or text into parts")
+        raise UserError(
+            f"sequence {i} has {lengths_N[i]} tokens; the model takes 1 to {config.max_positions}: cut the recording or text into parts"
+        )
     out_NE = np.empty((len(sequences), config.width), np.float32)
     shards = mesh_lib.batch_shards(jax.sharding.get_mesh())
     rows = -(-ROWS // shards) * shards
@@ -50,4 +54,3 @@ def embed_sequences(config: tower.TowerConfig, params: tower.Params, sequences: 
 
 def _place(x: np.ndarray, *axes: str | None) -> jax.Array:
     return jax.device_put(x, mesh_lib.sharding(jax.sharding.get_mesh(), *axes))
-

@@ -27,9 +27,7 @@ class TextPool:
         return self.vectors_NE[chosen], [self.keys[i] for i in chosen]
 
 
-def evaluate_records(
-    records: Sequence[UnitRecord], encode_units: Encode, encode_text: Encode, seen: Sequence[str]
-) -> dict[str, dict]:
+def evaluate_records(records: Sequence[UnitRecord], encode_units: Encode, encode_text: Encode, seen: Sequence[str]) -> dict[str, dict]:
     """Metrics by language (see `retrieval_metrics`), every recording a query once.
 
     A transcript is found when it is the recording's own. In the joint pool (texts or recordings of all languages together) the
@@ -52,7 +50,9 @@ def evaluate_records(
             "speech_to_text": retrieval_metrics((query_QE, own_NE), query_keys, own_keys),
             "text_to_speech": retrieval_metrics((own_NE, query_QE), own_keys, query_keys),
             "speech_to_text_joint_pool": retrieval_metrics((query_QE, joint_NE), query_keys, joint_keys),
-            "speech_to_text_joint_pool_any_language": retrieval_metrics((query_QE, joint_NE), _sentences(query_keys), _sentences(joint_keys)),
+            "speech_to_text_joint_pool_any_language": retrieval_metrics(
+                (query_QE, joint_NE), _sentences(query_keys), _sentences(joint_keys)
+            ),
             "text_to_speech_joint_pool": retrieval_metrics((own_NE, speech_QE), own_keys, speech_keys),
         }
         if language != ENGLISH and english_keys:

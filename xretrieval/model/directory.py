@@ -1,10 +1,10 @@
 """The model directory: everything that serving needs, readable without TensorFlow, SeqIO or gin.
 
-    xretrieval.json     format version, tower config, vocabulary split, prefix template, pooling, width, logit scale, fingerprints
-    model.safetensors   the tower's parameters by dotted name
-    tokenizer.model     SentencePiece
-    unit_tokenizer/     the unit tokenizer the model was trained with, and the only one it works with
-    README.md NOTICE    model card; licences of the parts
+xretrieval.json     format version, tower config, vocabulary split, prefix template, pooling, width, logit scale, fingerprints
+model.safetensors   the tower's parameters by dotted name
+tokenizer.model     SentencePiece
+unit_tokenizer/     the unit tokenizer the model was trained with, and the only one it works with
+README.md NOTICE    model card; licences of the parts
 """
 
 import dataclasses
@@ -84,7 +84,9 @@ def _description(model_dir: str | os.PathLike) -> dict:
         raise UserError(f"{path}: no model there; make one with `xretrieval export`")
     record = json.loads(path.read_text())
     if record["format_version"] != FORMAT_VERSION:
-        raise UserError(f"{path}: format version {record['format_version']}, this xretrieval reads {FORMAT_VERSION}; export the model again")
+        raise UserError(
+            f"{path}: format version {record['format_version']}, this xretrieval reads {FORMAT_VERSION}; export the model again"
+        )
     return record
 
 

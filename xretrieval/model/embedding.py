@@ -31,7 +31,9 @@ def lookup(table_VD: jax.Array, tokens_RL: jax.Array) -> jax.Array:
         return jax.lax.psum(jnp.where(here_RL[..., None], taken_RLD, 0), "model")
 
     batch = mesh_lib.spec("batch", None)
-    return jax.shard_map(local, in_specs=(mesh_lib.spec("vocab", None), batch), out_specs=mesh_lib.spec("batch", None, None))(table_VD, tokens_RL)
+    return jax.shard_map(local, in_specs=(mesh_lib.spec("vocab", None), batch), out_specs=mesh_lib.spec("batch", None, None))(
+        table_VD, tokens_RL
+    )
 
 
 class ExtendedEmbedding(nnx.Module):
@@ -42,11 +44,11 @@ class ExtendedEmbedding(nnx.Module):
         mesh = jax.sharding.get_abstract_mesh()
         shards = mesh.shape["model"] * mesh.shape["data"]
         if rows % shards:
-            raise UserError(f"{rows} embedding rows do not divide over {shards} shards; set TowerConfig.row_multiple to a multiple of {shards}")
+            raise UserError(
+                f"{rows} embedding rows do not divide over {shards} shards; set TowerConfig.row_multiple to a multiple of {shards}"
+            )
         # Scaled by sqrt(D) after the lookup, as in Gemma, so that a looked-up vector has unit variance.
-        self.table_VD = nnx.Param(
-            jax.random.normal(rngs.params(), (rows, width), out_sharding=mesh_lib.spec("vocab", None)) * width**-0.5
-        )
+        self.table_VD = nnx.Param(jax.random.normal(rngs.params(), (rows, width), out_sharding=mesh_lib.spec("vocab", None)) * width**-0.5)
 
     def __call__(self, tokens_RL: jax.Array) -> jax.Array:
         table_VD = self.table_VD[...]

@@ -24,7 +24,9 @@ class Retriever:
             abstract = jax.eval_shape(lambda: tower.init(model.config, 0))
             missing = abstract.keys() ^ model.params.keys()
             if missing:
-                raise UserError(f"model.safetensors: tensor {min(missing)} is missing or too many for the tower in xretrieval.json; export again")
+                raise UserError(
+                    f"model.safetensors: tensor {min(missing)} is missing or too many for the tower in xretrieval.json; export again"
+                )
             self._params = {n: jax.device_put(x, jax.NamedSharding(self._mesh, abstract[n].sharding.spec)) for n, x in model.params.items()}
 
     @classmethod

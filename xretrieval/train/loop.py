@@ -17,7 +17,8 @@ from xretrieval.errors import UserError
 from xretrieval.model import directory
 from xretrieval.model.tower import TowerConfig
 from xretrieval.progress import track
-from xretrieval.train import checkpoint, state as state_lib
+from xretrieval.train import checkpoint
+from xretrieval.train import state as state_lib
 from xretrieval.train.metrics import MetricWriter
 from xretrieval.train.optimizer import OptimizerConfig, make_optimizer
 from xretrieval.train.step import LossConfig, train_step
@@ -177,7 +178,9 @@ def check_identity(workdir: str, identity: dict) -> None:
         before = json.loads(path.read_text())
         changed = sorted(k for k in before.keys() | identity.keys() if before.get(k) != identity.get(k))
         if changed:
-            raise UserError(f"{path}: this workdir was begun with another {', '.join(changed)}; give another workdir, or go back to what it was")
+            raise UserError(
+                f"{path}: this workdir was begun with another {', '.join(changed)}; give another workdir, or go back to what it was"
+            )
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

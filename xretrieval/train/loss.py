@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-
 # Far below any logit (|logit| <= the scale), far above float32's least: exp of it is exactly 0 and nothing becomes NaN.
 NEVER = -1e9
 
@@ -56,5 +55,3 @@ def _spread_out(x_BE: jax.Array, negative_BB: jax.Array) -> jax.Array:
     batch = x_BE.shape[0]
     gram_BB = x_BE @ jax.reshard(x_BE, PartitionSpec(None, None)).T
     return jnp.sum(jnp.where(negative_BB, jnp.square(gram_BB), 0.0)) / (batch * (batch - 1))
-
-
