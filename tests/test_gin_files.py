@@ -1,0 +1,35 @@
+"""Every gin file parses and finalises for every verb, with no unknown name in it."""
+
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+from xretrieval import main
+
+ROOT = pathlib.Path(__file__).parent.parent
+FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("gin_configs/**/*.gin"))
+VERBS = [verb for verb, (_, _, names) in main.VERBS.items() if names]
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("verb", VERBS)
+def test_parses(file, verb):
+    main.configure(verb, [file], [], [])
+
+
+def test_help_is_fast_and_names_every_verb():
+    begun = time.monotonic()
+    out = subprocess.run([sys.executable, "-m", "xretrieval", "--help"], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    # Half a second is the bar on an idle machine; an import of JAX or TensorFlow alone takes more than this.
+    assert time.monotonic() - begun < 2.0
+    assert all(verb in out for verb in main.VERBS)
+
+
+@pytest.mark.parametrize("verb", main.VERBS)
+def test_each_verb_has_help_with_an_example(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main.main([*verb.split(), "--help"])
+    assert stop.value.code == 0 and f"example: {main.VERBS[verb][1]}" in capsys.readouterr().out
