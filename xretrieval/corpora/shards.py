@@ -90,6 +90,11 @@ def run_shards(
 
 
 def _run_beam(make_shard, missing, num_workers, beam_flags, out_dir, total, key, label) -> None:
+    import logging
+
+    # Beam relays every start and stop of its workers; what matters comes as an exception.
+    for name in ("apache_beam", "root"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner
@@ -99,7 +104,12 @@ def _run_beam(make_shard, missing, num_workers, beam_flags, out_dir, total, key,
     else:
         # By name: "DirectRunner" now means Prism, which downloads a binary when it runs.
         runner = FnApiRunner()
-        options = PipelineOptions(direct_num_workers=num_workers, direct_running_mode="multi_processing", pickle_library="cloudpickle")
+        options = PipelineOptions(
+            direct_num_workers=num_workers,
+            direct_running_mode="multi_processing",
+            pickle_library="cloudpickle",
+            default_sdk_harness_log_level="ERROR",
+        )
     with _watch(out_dir, missing, total, key, label), beam.Pipeline(runner=runner, options=options) as pipeline:
         # One bundle for each element: otherwise the runner gives most of them to one worker.
         _ = pipeline | beam.Create(missing, reshuffle=True) | beam.Map(make_shard)
