@@ -14,7 +14,7 @@ from pymilvus import MilvusClient, MilvusException
 from xretrieval.errors import UserError
 
 # They print a traceback before they raise; what the user needs is in the exception, which becomes a UserError.
-for _name in ("pymilvus", "milvus_lite"):
+for _name in ("pymilvus", "milvus_lite", "grpc._server"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 # How many connections of this process hold a file. The last to close must stop the file's server: closing the client leaves it running,
