@@ -1,6 +1,7 @@
 """`data build`: runs every task of a mixture once, up to its cache placeholder, into token records; and the text tokenizer."""
 
 import hashlib
+import json
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,8 @@ def text_tokenizer(
 ) -> str:
     """Trains the text tokenizer on the `text` and `translation` fields of manifests; returns its path.
 
+    One that is there, trained on the same texts with the same settings (`<out_file>.json` says on which), stays.
+
     The prefixes of the manifests' languages (and of `prefix_languages`) become one piece each.
     """
     utterances = [u for manifest in manifests for u in read_manifest(manifest)]
@@ -33,7 +36,14 @@ def text_tokenizer(
         {u.language for u in utterances} | {u.translation_language for u in utterances if u.translation_language} | set(prefix_languages)
     )
     prefixes = [template.format(language=find_language(code).name, modality=modality) for code in codes for modality in MODALITIES]
+    key = hashlib.sha256(json.dumps([list(texts), sorted(prefixes), vocab_size]).encode()).hexdigest()
+    made_from = pathlib.Path(f"{out_file}.json")
+    if made_from.exists() and os.path.exists(out_file) and json.loads(made_from.read_text())["key"] == key:
+        return out_file
+    made_from.unlink(missing_ok=True)
     train_text_tokenizer(texts, out_file, vocab_size, prefixes)
+    languages = {code: sum(u.language == code for u in utterances) for code in sorted({u.language for u in utterances})}
+    made_from.write_text(json.dumps({"key": key, "texts_by_language": languages, "vocab_size": vocab_size}, indent=2) + "\n")
     return out_file
 
 

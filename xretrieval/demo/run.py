@@ -90,22 +90,11 @@ def run(arguments: argparse.Namespace) -> int:
         for verb in verbs:
             if stage == "train":
                 overrides += steps_for(arguments, overrides, root)
-            if _reusable(verb, root):
-                continue
             run_verb(verb, [GIN_FILE], overrides)
         times.add(stage, time.monotonic() - begun)
     examples(root)
     finish_report(root, times, arguments)
     return 0
-
-
-def _reusable(verb: str, root: pathlib.Path) -> bool:
-    """The stages without a fingerprint check of their own: done once, for the artefact's key covers the rest."""
-    done = {"units fit": root / "unit_tokenizer/unit_tokenizer.json", "data tokenizer": root / "text_tokenizer/tokenizer.model"}
-    if verb in done and done[verb].exists():
-        print(f"reusing {done[verb]}")
-        return True
-    return False
 
 
 def steps_for(arguments: argparse.Namespace, overrides: list[str], root: pathlib.Path) -> list[str]:
@@ -134,7 +123,8 @@ def examples(root: pathlib.Path) -> None:
     retriever = Retriever.load(root / "model")
     test = {(u.language, u.sentence_id): u for u in read_manifest(root / "corpus/test.jsonl")}
     spoken_in = [code for code in retriever.model.trained_languages if code != "en_us"]
-    first, second = spoken_in[0], spoken_in[-1]
+    # With one trained language beside English, the second search by voice looks among English recordings.
+    first, second = spoken_in[0], spoken_in[-1] if len(spoken_in) > 1 else "en_us"
     sentences = sorted({sentence for _, sentence in test})
     typed, spoken = test["en_us", sentences[0]], test[first, sentences[1]]
     queries = [

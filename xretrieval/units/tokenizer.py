@@ -117,6 +117,8 @@ def fit(
 ) -> UnitTokenizer:
     """Fits the codebook on a sample of a training manifest and writes the artefact to `out_dir`.
 
+    An artefact that is there, fitted on the same manifest with the same settings, is returned as it is.
+
     Args:
       manifest: path of the training manifest; languages that are to stay unseen must not be in it.
       out_dir: folder of the unit tokenizer.
@@ -128,6 +130,13 @@ def fit(
       seed: of the sample and of the seeding.
     """
     utterances = [u for u in read_manifest(manifest) if u.audio]
+    settings = [num_units, utterances_per_language, iterations, collapse_repeats, dataclasses.asdict(frontend_config), seed]
+    digest = hashlib.sha256(pathlib.Path(manifest).read_bytes())
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    if (pathlib.Path(out_dir) / "unit_tokenizer.json").exists():
+        existing = UnitTokenizer.load(out_dir)
+        if existing.fitted_on.get("key") == digest.hexdigest():
+            return existing
     if not utterances:
         raise UserError(f"{manifest}: no recordings in it to fit units on")
     chosen = sample_utterances(utterances, utterances_per_language, seed)
@@ -138,6 +147,7 @@ def fit(
     counts = {language: sum(u.language == language for u in chosen) for language in sorted({u.language for u in chosen})}
     codebook_KW, history = kmeans.fit(np.concatenate(frames), num_units, iterations, seed)
     fitted_on = {
+        "key": digest.hexdigest(),
         "utterances_by_language": counts,
         "frames": int(sum(map(len, frames))),
         "mean_squared_distance": [round(value, 6) for value in history],
