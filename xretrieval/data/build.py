@@ -12,9 +12,8 @@ import seqio
 from xretrieval.corpora import shards
 from xretrieval.corpora.manifest import read_manifest
 from xretrieval.data import records
-from xretrieval.data.vocabulary import DEFAULT_TEMPLATE, MODALITIES, train_text_tokenizer
+from xretrieval.data.vocabulary import DEFAULT_TEMPLATE, prefix_pieces, train_text_tokenizer
 from xretrieval.errors import UserError
-from xretrieval.languages import language as find_language
 from xretrieval.progress import track
 from xretrieval.units.extract import read_index
 
@@ -28,20 +27,20 @@ def text_tokenizer(
 
     One that is there, trained on the same texts with the same settings (`<out_file>.json` says on which), stays.
 
-    The prefixes of the manifests' languages (and of `prefix_languages`) become one piece each.
+    The prefixes of the manifests' languages (and of `prefix_languages`) become two pieces each: the language and the modality.
     """
     utterances = [u for manifest in manifests for u in read_manifest(manifest)]
     texts = dict.fromkeys(t for u in utterances for t in (u.text, u.translation) if t)
     codes = (
         {u.language for u in utterances} | {u.translation_language for u in utterances if u.translation_language} | set(prefix_languages)
     )
-    prefixes = [template.format(language=find_language(code).name, modality=modality) for code in codes for modality in MODALITIES]
-    key = hashlib.sha256(json.dumps([list(texts), sorted(prefixes), vocab_size]).encode()).hexdigest()
+    pieces = sorted({piece for code in codes for piece in prefix_pieces(template, code)})
+    key = hashlib.sha256(json.dumps([list(texts), pieces, vocab_size]).encode()).hexdigest()
     made_from = pathlib.Path(f"{out_file}.json")
     if made_from.exists() and os.path.exists(out_file) and json.loads(made_from.read_text())["key"] == key:
         return out_file
     made_from.unlink(missing_ok=True)
-    train_text_tokenizer(texts, out_file, vocab_size, prefixes)
+    train_text_tokenizer(texts, out_file, vocab_size, pieces)
     languages = {code: sum(u.language == code for u in utterances) for code in sorted({u.language for u in utterances})}
     made_from.write_text(json.dumps({"key": key, "texts_by_language": languages, "vocab_size": vocab_size}, indent=2) + "\n")
     return out_file

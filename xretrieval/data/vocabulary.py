@@ -83,8 +83,17 @@ class Vocabulary:
         return "".join([*out, self._processor.decode(run)])
 
 
-def train_text_tokenizer(texts: Iterable[str], out_file: str, vocab_size: int, prefixes: Iterable[str] = (), seed: int = 0) -> None:
-    """Trains a SentencePiece BPE model; each of `prefixes` becomes one piece, so that a prefix costs one token.
+def prefix_pieces(template: str, language: str) -> list[str]:
+    """A language's prefixes cut before the modality: ["[Polish", " speech]", " text]"].
+
+    The modality is a piece of its own, so that it is learned even for a language that training never met.
+    """
+    head, _, tail = template.format(language=find_language(language).name, modality="{modality}").partition("{modality}")
+    return [head.rstrip(" "), *(" " * head.endswith(" ") + modality + tail for modality in MODALITIES)]
+
+
+def train_text_tokenizer(texts: Iterable[str], out_file: str, vocab_size: int, pieces: Iterable[str] = (), seed: int = 0) -> None:
+    """Trains a SentencePiece BPE model in which each of `pieces` is one token: with `prefix_pieces` a prefix costs two.
 
     Raises:
       UserError: no text, or fewer pieces to be had than `vocab_size`.
@@ -107,8 +116,8 @@ def train_text_tokenizer(texts: Iterable[str], out_file: str, vocab_size: int, p
                 eos_id=1,
                 unk_id=2,
                 bos_id=-1,
-                # SentencePiece looks for symbols after it has turned spaces into this mark.
-                user_defined_symbols=sorted({prefix.replace(" ", "\u2581") for prefix in prefixes}),
+                # SentencePiece looks for symbols after it has turned spaces into this mark, the one that it puts in front included.
+                user_defined_symbols=sorted({"\u2581" + piece.removeprefix(" ").replace(" ", "\u2581") for piece in pieces}),
                 byte_fallback=False,
                 num_threads=1,
                 minloglevel=2,
