@@ -42,7 +42,7 @@ lint: .venv-test/$(READY)
 	@.venv-test/bin/ruff format --check .
 	@.venv-test/bin/mypy
 
-BENCHMARKS = $(filter-out __init__,$(basename $(notdir $(wildcard benchmarks/*.py))))
+BENCHMARKS = $(filter-out __init__ rows,$(basename $(notdir $(wildcard benchmarks/*.py))))
 ifneq ($(filter bench,$(MAKECMDGOALS)),)
   $(if $(filter $(NAME),$(BENCHMARKS)),,$(error NAME=$(NAME): must be one of benchmarks/: $(BENCHMARKS)))
 endif

@@ -10,6 +10,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MPLBACKEND", "agg")
 
 import jax
+import pytest
+import small_run
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -28,3 +30,9 @@ def _inside_only(connect):
 # For good, not in a fixture: fixtures of a module run outside those of a test. Libraries in C open sockets of their own past this.
 socket.socket.connect = _inside_only(socket.socket.connect)
 socket.socket.connect_ex = _inside_only(socket.socket.connect_ex)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A folder in which every verb has run."""
+    return small_run.run(tmp_path_factory.mktemp("run"))

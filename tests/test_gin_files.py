@@ -32,4 +32,5 @@ def test_help_is_fast_and_names_every_verb():
 def test_each_verb_has_help_with_an_example(verb, capsys):
     with pytest.raises(SystemExit) as stop:
         main.main([*verb.split(), "--help"])
-    assert stop.value.code == 0 and f"example: {main.VERBS[verb][1]}" in capsys.readouterr().out
+    assert stop.value.code == 0
+    assert f"example: {main.VERBS[verb][1]}" in capsys.readouterr().out

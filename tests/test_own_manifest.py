@@ -29,7 +29,9 @@ SIZES = [
 def recordings(tmp_path_factory):
     """Telephone-like prompts in two languages: WAV at 8 kHz and manifests with the fewest fields."""
     root = tmp_path_factory.mktemp("own")
-    generate(str(root / "made"), ["en_us", "de_de", "fr_fr"], [], train_sentences=20, validation_sentences=4, test_sentences=8, num_workers=1)
+    generate(
+        str(root / "made"), ["en_us", "de_de", "fr_fr"], [], train_sentences=20, validation_sentences=4, test_sentences=8, num_workers=1
+    )
     folder = root / "recordings"
     folder.mkdir()
     for split in ("train", "validation", "test"):
@@ -45,7 +47,13 @@ def recordings(tmp_path_factory):
 
 
 def settings(root):
-    places = {"CORPUS": "recordings", "UNIT_TOKENIZER": "units_made", "UNITS": "units", "TOKENIZER": "tokenizer.model", "RECORDS": "records"}
+    places = {
+        "CORPUS": "recordings",
+        "UNIT_TOKENIZER": "units_made",
+        "UNITS": "units",
+        "TOKENIZER": "tokenizer.model",
+        "RECORDS": "records",
+    }
     places |= {"WORKDIR": "train", "MODEL": "model", "REPORT": ".", "INDEX": "index.db", "fit_units.manifest": "recordings/train.jsonl"}
     manifests = (str(root / "recordings/train.jsonl"),)
     return [*SIZES, f"TOKENIZER_MANIFESTS={manifests!r}", *(f"{name}={root / place}" for name, place in places.items())]
@@ -74,4 +82,5 @@ def test_check_names_the_line(recordings, capsys):
     bad.write_text("\n".join([lines[0], lines[1].replace("wav", "wave"), lines[2].replace("de_de", "xx_yy")]) + "\n")
     assert main.main(["data", "check", str(bad)]) == 2
     out = capsys.readouterr().out
-    assert "2" in out and "3" in out
+    assert "2" in out
+    assert "3" in out

@@ -20,7 +20,7 @@ def imports(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports(path):
-    found = {name for name in imports(path)}
+    found = set(imports(path))
     top = {name.split(".")[0] for name in found}
     inside = path.relative_to(ROOT).parts
     if inside != ("xretrieval", "main.py"):
@@ -35,7 +35,8 @@ def test_imports(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_sizes(path):
     text = path.read_text()
-    assert len(text.splitlines()) < 310
+    assert len(text.splitlines()) < 300
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef) and node.name != "train":
-            assert node.end_lineno - node.lineno < 65, node.name
+        if isinstance(node, ast.FunctionDef):
+            long = node.end_lineno - node.lineno - len((ast.get_docstring(node) or "").splitlines())
+            assert long < 60, node.name

@@ -50,9 +50,13 @@ def export(workdir: str, vocabulary: Vocabulary, unit_tokenizer_dir: str, out_di
         optimizer = make_optimizer(OptimizerConfig(), 1)
         abstract = jax.eval_shape(lambda: state_lib.create(config, optimizer, 1.0, 0))
         mesh = jax.sharding.get_mesh()
-        # A scalar has no sharding while tracing: it is whole on every device.
-        spec = lambda x: x.sharding.spec if x.sharding is not None else jax.sharding.PartitionSpec()
-        placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.NamedSharding(mesh, spec(x))), abstract)
+
+        def place(x):
+            # A scalar has no sharding while tracing: it is whole on every device.
+            spec = x.sharding.spec if x.sharding is not None else jax.sharding.PartitionSpec()
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.NamedSharding(mesh, spec))
+
+        placed = jax.tree.map(place, abstract)
         params = jax.device_get(checkpoint.restore(workdir, step, placed).params)
     digest = hashlib.sha256(json.dumps({**run, "step": step}, sort_keys=True).encode())
     for name, value in sorted(params["tower"].items()):

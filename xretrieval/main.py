@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import sys
+from collections.abc import Sequence
 
 from xretrieval.errors import UserError
 
@@ -25,6 +26,7 @@ CONFIGURABLES = {
     "build": "xretrieval.verbs:build",
     "train": "xretrieval.train.loop:train",
     "training_data": "xretrieval.verbs:training_data",
+    "validation": "xretrieval.verbs:validation",
     "TowerConfig": "xretrieval.model.tower:TowerConfig",
     "OptimizerConfig": "xretrieval.train.optimizer:OptimizerConfig",
     "LossConfig": "xretrieval.train.step:LossConfig",
@@ -56,7 +58,7 @@ VERBS = {
     "train": (
         "train, or go on training",
         "xretrieval train --gin_file=gin_configs/runs/polyglot.gin --gin.train.num_steps=200",
-        ("train", "training_data", "mixture", "TowerConfig", "OptimizerConfig", "LossConfig"),
+        ("train", "training_data", "validation", "mixture", "TowerConfig", "OptimizerConfig", "LossConfig"),
     ),
     "export": ("a checkpoint to a model directory", "xretrieval export --gin_file=gin_configs/runs/polyglot.gin", ("export",)),
     "evaluate": ("retrieval metrics and their report", "xretrieval evaluate --gin_file=gin_configs/runs/polyglot.gin", ("evaluate",)),
@@ -152,7 +154,7 @@ def _explain(message: str, own: tuple[str, ...]) -> str:
     return f"gin: {line}" + (f" Did you mean {close[0]!r}?" if close else "")
 
 
-def run_verb(verb: str, gin_files: list[str], overrides: list[str], bindings: list[str] = ()):
+def run_verb(verb: str, gin_files: list[str], overrides: list[str], bindings: Sequence[str] = ()):
     """Configures a verb and runs its root function; `overrides` are as after `--set`, `bindings` as after `--gin.`."""
     configure(verb, gin_files, overrides, list(bindings))
     import gin
@@ -176,6 +178,13 @@ def main(argv: list[str] | None = None) -> int:
         return _main(argv) or 0
     except UserError as error:
         print(f"xretrieval: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        # What the system refuses (space, permission, a file gone) is the user's to mend, wherever it is met.
+        place = f"{error.filename}: " if error.filename else ""
+        print(
+            f"xretrieval: {place}{error.strerror or error}; mend that and run the same command: what was finished is kept", file=sys.stderr
+        )
         return 2
     except KeyboardInterrupt:
         print("xretrieval: stopped; what was finished is kept, and the same command goes on from there", file=sys.stderr)
@@ -208,7 +217,8 @@ def _main(argv: list[str]) -> int | None:
     if verb == "data check":
         return verbs.check(arguments)
     if verb == "search":
-        return verbs.search(arguments)
+        verbs.search(arguments)
+        return 0
     run_verb(verb, arguments.gin_file, arguments.set, bindings)
     return 0
 

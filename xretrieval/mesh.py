@@ -45,7 +45,13 @@ def spec(*logical_axes: str | None) -> PartitionSpec:
 
 def batch_shards(mesh: Mesh) -> int:
     """Into how many parts the batch is split."""
-    return math.prod(mesh.shape[name] for name in RULES["batch"])
+    return math.prod(mesh.shape[name] for name in spec("batch")[0])
+
+
+def check_batch(batch_size: int, mesh: Mesh) -> None:
+    """UserError where a batch does not split evenly."""
+    if batch_size % batch_shards(mesh):
+        raise UserError(f"batch_size {batch_size} does not divide over {batch_shards(mesh)} devices; change train.batch_size")
 
 
 def sharding(mesh: Mesh, *logical_axes: str | None) -> NamedSharding:

@@ -2,9 +2,14 @@
 
 import argparse
 import os
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from xretrieval.errors import UserError
+
+if TYPE_CHECKING:
+    import seqio
+
+    from xretrieval.data.vocabulary import Vocabulary
 
 
 def extract_units(
@@ -64,8 +69,18 @@ def build(mixture: Mixture, out_dir: str, units_dir: str) -> None:
     print(f"wrote {out_dir}")
 
 
-def training_data(mixture: Mixture, records_dir: str, drop_units: float = 0.0):
-    """The token records of a mixture as training reads them; each unit of speech is left out with probability `drop_units`."""
+def training_data(
+    mixture: Mixture, records_dir: str, drop_units: float = 0.0, drop_language: float = 0.0, neutral_languages: tuple[str, ...] = ()
+):
+    """The token records of a mixture as training reads them.
+
+    Args:
+      mixture: the mixture.
+      records_dir: where `data build` wrote them.
+      drop_units: each unit of speech is left out with this probability.
+      drop_language: a pair's prefixes name one of `neutral_languages` instead of its own with this probability.
+      neutral_languages: languages without training data that the model will meet: their names learn to mean any language.
+    """
     from tasks.unit_records import prefixes
     from xretrieval.data.build import task_dir
     from xretrieval.data.pipeline import TaskData
@@ -73,12 +88,22 @@ def training_data(mixture: Mixture, records_dir: str, drop_units: float = 0.0):
     from xretrieval.data.records import TaskRecords
     from xretrieval.train.loop import TrainingData
 
+    if drop_language and not neutral_languages:
+        raise UserError("training_data.drop_language is set, but training_data.neutral_languages is empty; name languages or set it to 0")
     tasks = []
     for task in sorted(mixture.seqio.tasks, key=lambda task: task.name):
         _, kind, language = task.name.rsplit(".", 2)
-        read = TaskRecords(task_dir(records_dir, task.name, "train"))
-        drop = drop_units if kind == SPEECH_TO_TEXT else 0.0
-        tasks.append(TaskData(task.name, float(mixture.seqio.get_rate(task)), read, *prefixes(kind, language, mixture.vocabulary), drop))
+        tasks.append(
+            TaskData(
+                task.name,
+                float(mixture.seqio.get_rate(task)),
+                TaskRecords(task_dir(records_dir, task.name, "train")),
+                prefixes(kind, language, mixture.vocabulary),
+                drop_units if kind == SPEECH_TO_TEXT else 0.0,
+                drop_language,
+                tuple(prefixes(kind, neutral, mixture.vocabulary) for neutral in neutral_languages),
+            )
+        )
     identity = {
         "unit_tokenizer": mixture.unit_tokenizer_fingerprint,
         "vocabulary": mixture.vocabulary.fingerprint,
@@ -86,6 +111,32 @@ def training_data(mixture: Mixture, records_dir: str, drop_units: float = 0.0):
         "records": {task.name: task.records.key for task in tasks},
     }
     return TrainingData(tasks, mixture.vocabulary.size, identity)
+
+
+def validation(mixture: Mixture, units_dir: str, split: str = "validation"):
+    """A function of (tower config, parameters) for `train.validate`: mean R@1 over the languages of a split of unit records."""
+    from xretrieval.evaluate.embed import embed_sequences
+    from xretrieval.evaluate.evaluation import evaluate_records, mean_r1
+    from xretrieval.units.extract import read_unit_records
+
+    records, vocabulary = list(read_unit_records(os.path.join(units_dir, split))), mixture.vocabulary
+
+    def validate(config, params) -> dict[str, float]:
+        def embed(tokens, languages, modality):
+            return embed_sequences(
+                config, params, [vocabulary.sequence(ids, code, modality) for ids, code in zip(tokens, languages, strict=True)]
+            )
+
+        def encode_units(units, languages):
+            return embed([vocabulary.encode_units(u) for u in units], languages, "speech")
+
+        def encode_text(texts, languages):
+            return embed([vocabulary.encode_text(text) for text in texts], languages, "text")
+
+        languages = evaluate_records(records, encode_units, encode_text, seen=())
+        return {f"{split}/{name}_r1": value for name, value in mean_r1(languages).items()}
+
+    return validate
 
 
 def export(

@@ -1,5 +1,7 @@
 """The front end and k-means against float64 NumPy."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -58,7 +60,7 @@ def test_lloyd_equals_numpy():
     codebook, history = kmeans.fit(x, 7, 60, seed=0)
     distance = ((x[:, None].astype(np.float64) - codebook[None]) ** 2).sum(-1)
     assert (kmeans.assign(x, codebook) == distance.argmin(1)).all()
-    assert all(later <= earlier + 1e-6 for earlier, later in zip(history, history[1:], strict=False))
+    assert all(later <= earlier + 1e-6 for earlier, later in itertools.pairwise(history))
     # A fixed point of Lloyd's iteration, up to its stopping rule.
     again = np.stack([x[distance.argmin(1) == k].mean(0) for k in range(7)])
     assert abs(((x - again[distance.argmin(1)]) ** 2).sum(1).mean() - distance.min(1).mean()) < 1e-2 * distance.min(1).mean()
@@ -82,7 +84,8 @@ def test_a_changed_codebook_is_refused(tmp_path):
     made = UnitTokenizer(config, rng.normal(size=(16, config.width)).astype(np.float32), True, {})
     made.save(tmp_path / "a")
     read = UnitTokenizer.load(tmp_path / "a")
-    assert read.fingerprint == made.fingerprint and (read.encode(sound()) == made.encode(sound())).all()
+    assert read.fingerprint == made.fingerprint
+    assert (read.encode(sound()) == made.encode(sound())).all()
     UnitTokenizer(config, made.codebook_KW + 1, True, {}).save(tmp_path / "b")
     (tmp_path / "b" / "unit_tokenizer.json").write_bytes((tmp_path / "a" / "unit_tokenizer.json").read_bytes())
     with pytest.raises(UserError, match="codebook.safetensors is not the one"):

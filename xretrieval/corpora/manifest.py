@@ -46,6 +46,13 @@ class Utterance:
     speaker: str = ""
     split: str
 
+    @property
+    def recording(self) -> str:
+        """`audio`, of an utterance that must have one; UserError where it has none."""
+        if self.audio is None:
+            raise UserError(f"{self.id}: has no audio; give its manifest line a sound file, or leave the line out")
+        return self.audio
+
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Utterance))
 _REQUIRED = ("id", "language", "text")

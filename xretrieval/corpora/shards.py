@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -110,9 +111,18 @@ def _run_beam(make_shard, missing, num_workers, beam_flags, out_dir, total, key,
             pickle_library="cloudpickle",
             default_sdk_harness_log_level="ERROR",
         )
-    with _watch(out_dir, missing, total, key, label), beam.Pipeline(runner=runner, options=options) as pipeline:
-        # One bundle for each element: otherwise the runner gives most of them to one worker.
-        _ = pipeline | beam.Create(missing, reshuffle=True) | beam.Map(make_shard)
+    try:
+        with _watch(out_dir, missing, total, key, label), beam.Pipeline(runner=runner, options=options) as pipeline:
+            # One bundle for each element: otherwise the runner gives most of them to one worker.
+            _ = pipeline | beam.Create(missing, reshuffle=True) | beam.Map(make_shard)
+    except RuntimeError as error:
+        # Beam hands on what a worker raised as the text of its traceback.
+        reason = re.search(
+            r"^(?:[\w.]*UserError|[\w.]*OSError|\w*(?:Permission|NotFound)Error): (.*?)(?: \[while running.*)?$", str(error), re.M
+        )
+        if reason is None:
+            raise
+        raise UserError(f"{out_dir}: {label} stopped: {reason[1]}; committed shards are kept, the same command goes on") from error
 
 
 class _watch:

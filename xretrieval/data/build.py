@@ -21,7 +21,12 @@ EXAMPLES_A_SHARD = 50_000
 
 
 def text_tokenizer(
-    manifests: Sequence[str], out_file: str, vocab_size: int = 1000, prefix_languages: Sequence[str] = (), template: str = DEFAULT_TEMPLATE
+    manifests: Sequence[str],
+    out_file: str,
+    vocab_size: int | None = 1000,
+    prefix_languages: Sequence[str] = (),
+    template: str = DEFAULT_TEMPLATE,
+    fold_case: bool = False,
 ) -> str:
     """Trains the text tokenizer on the `text` and `translation` fields of manifests; returns its path.
 
@@ -35,12 +40,12 @@ def text_tokenizer(
         {u.language for u in utterances} | {u.translation_language for u in utterances if u.translation_language} | set(prefix_languages)
     )
     pieces = sorted({piece for code in codes for piece in prefix_pieces(template, code)})
-    key = hashlib.sha256(json.dumps([list(texts), pieces, vocab_size]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([list(texts), pieces, vocab_size, fold_case]).encode()).hexdigest()
     made_from = pathlib.Path(f"{out_file}.json")
     if made_from.exists() and os.path.exists(out_file) and json.loads(made_from.read_text())["key"] == key:
         return out_file
     made_from.unlink(missing_ok=True)
-    train_text_tokenizer(texts, out_file, vocab_size, pieces)
+    train_text_tokenizer(texts, out_file, vocab_size, pieces, fold_case)
     languages = {code: sum(u.language == code for u in utterances) for code in sorted({u.language for u in utterances})}
     made_from.write_text(json.dumps({"key": key, "texts_by_language": languages, "vocab_size": vocab_size}, indent=2) + "\n")
     return out_file

@@ -25,7 +25,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 def keyed_hash(*parts: int | np.ndarray) -> np.ndarray:
     """uint64 hash of integers; arrays broadcast."""
     with np.errstate(over="ignore"):
-        state = np.uint64(0x9E3779B97F4A7C15)
+        state: np.ndarray = np.asarray(0x9E3779B97F4A7C15, np.uint64)
         for part in parts:
             state = _mix((state ^ np.asarray(part, np.uint64)) + np.uint64(0x9E3779B97F4A7C15))
         return state

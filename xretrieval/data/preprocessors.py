@@ -30,12 +30,16 @@ def to_pairs(records: Iterable[UnitRecord], kind: str, vocabulary: Vocabulary) -
             yield {"inputs": utterance.text, "targets": utterance.translation, "pair_id": pair}
 
 
+def uniform(*key: int | np.ndarray) -> np.ndarray:
+    """Draws in [0, 1), float64, decided by a hash of `key`; arrays broadcast."""
+    return (keyed_hash(*key) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
 def drop_tokens(tokens_L: np.ndarray, rate: float, *key: int) -> np.ndarray:
     """Leaves out each token with probability `rate`, decided by a hash of `key` and its place; at least one stays."""
     if rate <= 0.0 or len(tokens_L) < 2:
         return tokens_L
-    draws_L = keyed_hash(*key, np.arange(len(tokens_L))) >> np.uint64(11)
-    keep_L = draws_L.astype(np.float64) * 2.0**-53 >= rate
+    keep_L = uniform(*key, np.arange(len(tokens_L))) >= rate
     return tokens_L[keep_L] if keep_L.any() else tokens_L[:1]
 
 

@@ -62,7 +62,7 @@ class TaskRecords:
         self.lengths_N2 = np.load(self.directory / "index.npy", mmap_mode="r", allow_pickle=False)
         total = len(record["shard_sizes"])
         paths = [shards.data_path(self.directory, i, total) for i in range(total)]
-        for path, size in zip(paths, record["shard_sizes"], strict=True):
+        for path in paths:
             if not path.exists():
                 raise UserError(f"{path}: this shard of the token records is missing; run `xretrieval data build` again")
         self._readers = [ArrayRecordReader(str(path), "readahead_buffer_size:0") for path in paths]

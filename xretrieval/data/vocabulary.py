@@ -71,6 +71,10 @@ class Vocabulary:
             raise UserError(f"modality {modality!r} is neither speech nor text")
         return self.encode_text(self.template.format(language=find_language(language).name, modality=modality))
 
+    def sequence(self, ids_L: np.ndarray, language: str, modality: str) -> np.ndarray:
+        """A whole row of tokens, int32 [L']: the prefix, then the IDs of a text or of a recording's units."""
+        return np.concatenate([self.encode_prefix(language, modality), ids_L])
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text, with units as ⟨u17⟩."""
         out, run = [], []
@@ -92,12 +96,24 @@ def prefix_pieces(template: str, language: str) -> list[str]:
     return [head.rstrip(" "), *(" " * head.endswith(" ") + modality + tail for modality in MODALITIES)]
 
 
-def train_text_tokenizer(texts: Iterable[str], out_file: str, vocab_size: int, pieces: Iterable[str] = (), seed: int = 0) -> None:
-    """Trains a SentencePiece BPE model in which each of `pieces` is one token: with `prefix_pieces` a prefix costs two.
+def train_text_tokenizer(
+    texts: Iterable[str],
+    out_file: str,
+    vocab_size: int | None,
+    pieces: Iterable[str] = (),
+    fold_case: bool = False,
+    seed: int = 0,
+) -> None:
+    """Trains a SentencePiece model: BPE of `vocab_size` pieces, or one piece a character where `vocab_size` is None.
+
+    Each of `pieces` is one token: with `prefix_pieces` a prefix costs two. With `fold_case` the model lowers the case of what it reads:
+    speech has none.
 
     Raises:
       UserError: no text, or fewer pieces to be had than `vocab_size`.
     """
+    # SentencePiece looks for symbols in what it has normalised, where spaces are this mark and one stands in front.
+    symbols = sorted({"\u2581" + piece.removeprefix(" ").replace(" ", "\u2581") for piece in pieces})
     texts = list(texts)
     if not texts:
         raise UserError("the text tokenizer has no text to learn from: the manifests' `text` fields are empty")
@@ -109,19 +125,22 @@ def train_text_tokenizer(texts: Iterable[str], out_file: str, vocab_size: int, p
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=iter(texts),
                 model_writer=out,
-                model_type="bpe",
-                vocab_size=vocab_size,
+                model_type="bpe" if vocab_size else "char",
+                vocab_size=vocab_size or 1_000_000,
+                hard_vocab_limit=bool(vocab_size),  # one piece a character: as many as there are
+                normalization_rule_name="nmt_nfkc_cf" if fold_case else "nmt_nfkc",
                 character_coverage=1.0,
                 pad_id=PAD_ID,
                 eos_id=1,
                 unk_id=2,
                 bos_id=-1,
-                # SentencePiece looks for symbols after it has turned spaces into this mark, the one that it puts in front included.
-                user_defined_symbols=sorted({"\u2581" + piece.removeprefix(" ").replace(" ", "\u2581") for piece in pieces}),
+                user_defined_symbols=[symbol.casefold() for symbol in symbols] if fold_case else symbols,
                 byte_fallback=False,
                 num_threads=1,
                 minloglevel=2,
             )
     except (RuntimeError, OSError) as error:
-        raise UserError(f"text tokenizer of {vocab_size} pieces: {error}; set another vocab_size") from error
+        raise UserError(
+            f"text tokenizer of {vocab_size} pieces: {error}; set another text_tokenizer.vocab_size, or None for one a character"
+        ) from error
     os.replace(temporary, out_file)

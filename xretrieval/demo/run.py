@@ -58,9 +58,9 @@ def settings(arguments: argparse.Namespace) -> list[str]:
     out.append(f"TOKENIZER_MANIFESTS={(str(root / 'corpus/train.jsonl'), str(root / 'corpus/text_unseen_train.jsonl'))!r}")
     if arguments.languages:
         seen, unseen = languages(arguments.languages)
-        out += [f"corpus.seen_languages={seen!r}", f"corpus.unseen_languages={unseen!r}"]
+        out += [f"corpus.seen_languages={seen!r}", f"UNSEEN_LANGUAGES={unseen!r}"]
         if arguments.languages == "all":
-            out += ["corpus.slots=hard", "train.input_length=96", "train.target_length=112", "text_tokenizer.vocab_size=1000"]
+            out += ["corpus.slots=hard", "text_tokenizer.vocab_size=1000"]
     return out
 
 
@@ -136,13 +136,13 @@ def examples(root: pathlib.Path) -> None:
         ),
         (
             f'spoken {spoken.language} "{spoken.text}" among texts in {spoken.language}',
-            retriever.encode_speech([spoken.audio], spoken.language),
+            retriever.encode_speech([spoken.recording], spoken.language),
             spoken.language,
             "text",
         ),
         (
             f'spoken {spoken.language} "{spoken.text}" among recordings in {second}',
-            retriever.encode_speech([spoken.audio], spoken.language),
+            retriever.encode_speech([spoken.recording], spoken.language),
             second,
             "speech",
         ),

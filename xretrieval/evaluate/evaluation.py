@@ -61,6 +61,16 @@ def evaluate_records(records: Sequence[UnitRecord], encode_units: Encode, encode
     return out
 
 
+def mean_r1(languages: dict[str, dict]) -> dict[str, float]:
+    """R@1 of each kind of search, the mean over the languages that have it."""
+    found: dict[str, list[float]] = {}
+    for entry in languages.values():
+        for name, metrics in entry.items():
+            if name != "seen":
+                found.setdefault(name, []).append(metrics["R@1"])
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
 def _sentences(keys: Sequence[tuple[str, str]]) -> list[str]:
     return [sentence for _, sentence in keys]
 

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from xretrieval import mesh as mesh_lib
@@ -34,6 +35,42 @@ def lookup(table_VD: jax.Array, tokens_RL: jax.Array) -> jax.Array:
     return jax.shard_map(local, in_specs=(mesh_lib.spec("vocab", None), batch), out_specs=mesh_lib.spec("batch", None, None))(
         table_VD, tokens_RL
     )
+
+
+def check_lookup() -> None:
+    """Compares a lookup and its gradient on the mesh in context with NumPy; whole numbers, so they are equal or wrong.
+
+    XLA has miscompiled this pattern on TPU before (openxla/xla#49143); a wrong row would cost a run, this costs a second.
+
+    Raises:
+      RuntimeError: they differ.
+    """
+    mesh = jax.sharding.get_mesh()
+    rows, width = 8 * mesh.shape["model"] * mesh.shape["data"], 4
+    table_VD = np.arange(rows * width, dtype=np.float32).reshape(rows, width)
+    tokens_RL = (np.arange(mesh_lib.batch_shards(mesh) * 24, dtype=np.int32) * 7 % rows).reshape(-1, 12)
+    weight_RLD = (np.arange(tokens_RL.size * width, dtype=np.float32) % 5).reshape(*tokens_RL.shape, width)
+    gradient_VD = np.zeros_like(table_VD)
+    np.add.at(gradient_VD, tokens_RL, weight_RLD)
+
+    def place(x, *axes):
+        return jax.make_array_from_callback(x.shape, mesh_lib.sharding(mesh, *axes), lambda index: x[index])
+
+    @jax.jit
+    def differences(table_VD, tokens_RL, weight_RLD, expected_RLD, gradient_VD):
+        found_RLD, pull = jax.vjp(lambda table: lookup(table, tokens_RL), table_VD)
+        return jnp.sum(found_RLD != expected_RLD), jnp.sum(pull(weight_RLD)[0] != gradient_VD)
+
+    batch = ("batch", None, None)
+    wrong = differences(
+        place(table_VD, "vocab", None),
+        place(tokens_RL, *batch[:2]),
+        place(weight_RLD, *batch),
+        place(table_VD[tokens_RL], *batch),
+        place(gradient_VD, "vocab", None),
+    )
+    if any(int(count) for count in wrong):
+        raise RuntimeError(f"this compiler gets the embedding lookup wrong on {mesh}: {wrong[0]} values, {wrong[1]} gradients")
 
 
 class ExtendedEmbedding(nnx.Module):

@@ -51,7 +51,7 @@ class Retriever:
         """Embeddings of sound files of any rate, float32 [N, E] of unit norm."""
         return self.encode_units([self.model.unit_tokenizer.encode(load_audio(path)) for path in recordings], languages)
 
-    def encode_units(self, units: Sequence[Sequence[int]], languages: str | Sequence[str]) -> np.ndarray:
+    def encode_units(self, units: Sequence[Sequence[int] | np.ndarray], languages: str | Sequence[str]) -> np.ndarray:
         """Embeddings of recordings whose units are there already (unit records), float32 [N, E] of unit norm."""
         return self._encode([self.model.vocabulary.encode_units(u) for u in units], languages, "speech")
 
@@ -62,7 +62,6 @@ class Retriever:
         for i, ids in enumerate(tokens):
             if not len(ids):
                 raise UserError(f"item {i} is empty: nothing to embed")
-        prefixes = {code: self.model.vocabulary.encode_prefix(code, modality) for code in set(codes)}
-        sequences = [np.concatenate([prefixes[code], ids]) for code, ids in zip(codes, tokens, strict=True)]
+        sequences = [self.model.vocabulary.sequence(ids, code, modality) for code, ids in zip(codes, tokens, strict=True)]
         with jax.set_mesh(self._mesh):
             return embed_sequences(self.model.config, self._params, sequences)

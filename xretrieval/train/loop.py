@@ -1,26 +1,30 @@
 """The training loop: running the same command again resumes it."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
+import optax
 
 from xretrieval import mesh as mesh_lib
 from xretrieval.data.pipeline import BatchPipeline, TaskData
 from xretrieval.errors import UserError
 from xretrieval.model import directory
+from xretrieval.model.embedding import check_lookup
 from xretrieval.model.tower import TowerConfig
 from xretrieval.progress import track
 from xretrieval.train import checkpoint
 from xretrieval.train import state as state_lib
 from xretrieval.train.metrics import MetricWriter
 from xretrieval.train.optimizer import OptimizerConfig, make_optimizer
+from xretrieval.train.state import TrainState
 from xretrieval.train.step import LossConfig, train_step
 
 
@@ -63,8 +67,8 @@ def train(
     data: TrainingData,
     num_steps: int,
     batch_size: int = 96,
-    input_length: int = 64,
-    target_length: int = 64,
+    input_length: int | None = None,
+    target_length: int | None = None,
     tower: TowerConfig = TowerConfig(),
     optimizer: OptimizerConfig = OptimizerConfig(),
     loss: LossConfig = LossConfig(),
@@ -85,7 +89,7 @@ def train(
       data: the mixture.
       num_steps: steps of the whole run; the learning rate decays to 0 there.
       batch_size: pairs a step, over all devices.
-      input_length, target_length: tokens of a row on each side; a longer example is an error before the first step.
+      input_length, target_length: tokens of a row on each side; None is what the longest example needs, up to a multiple of 8.
       tower, optimizer, loss: their configs; `tower.vocab_size` is set from the data.
       seed: of the initial parameters and of the order of the data.
       init_from: a model directory whose parameters a fresh run starts from.
@@ -95,69 +99,86 @@ def train(
       stop_after: stop (and save) after so many steps of this call, for timing and for tests of resuming.
 
     Raises:
-      UserError: the workdir belongs to other data, or a row is too short.
+      UserError: the workdir belongs to other data, an example is longer than its row, or the loss is not finite.
       KeyboardInterrupt: after saving, where Ctrl-C or SIGTERM asked to stop.
     """
     mesh = mesh_lib.make_mesh(mesh_model, mesh_replica)
-    if batch_size % mesh_lib.batch_shards(mesh):
-        raise UserError(f"batch_size {batch_size} does not divide over {mesh_lib.batch_shards(mesh)} devices; change train.batch_size")
+    mesh_lib.check_batch(batch_size, mesh)
     config = dataclasses.replace(tower, vocab_size=data.vocab_size)
     check_identity(workdir, {**data.identity, "tower": dataclasses.asdict(config)})
-    pipeline = BatchPipeline(data.tasks, batch_size, input_length, target_length, data.vocab_size, seed)
+    pipeline = BatchPipeline(data.tasks, batch_size, data.vocab_size, seed, input_length, target_length)
+    if max(pipeline.lengths) > config.max_positions:
+        raise UserError(
+            f"rows of {max(pipeline.lengths)} tokens are longer than TowerConfig.max_positions = {config.max_positions}; raise it"
+        )
     tx = make_optimizer(optimizer, num_steps)
-    with jax.set_mesh(mesh), StopOnSignal() as stop:
-        # 1. State: created sharded, then replaced by the newest checkpoint's.
-        state = state_lib.create(config, tx, loss.initial_logit_scale, seed)
-        start = max(checkpoint.steps(workdir), default=0)
-        if start:
-            state = checkpoint.restore(workdir, start, state_lib.abstract(state))
-        elif init_from:
-            state = state_lib.with_moments(directory.read_params(init_from, state_lib.abstract(state).params, data.identity), tx)
+    with jax.set_mesh(mesh):
+        check_lookup()
+        initial, start = initial_state(workdir, config, tx, loss, seed, init_from, data.identity)
         end = num_steps if stop_after is None else min(num_steps, start + stop_after)
-        writer = MetricWriter(workdir, start)
-        reporter = Reporter(writer, batch_size, log_every, start)
-        # 2. Steps: metrics of a step are fetched after the next one is under way, so the device never waits for the host.
-        batches = pipeline.batches(start, end, jax.process_index(), jax.process_count())
-        step = start
-        for batch in track(batches, end - start, "training"):
+        with MetricWriter(workdir, start) as writer, StopOnSignal() as stop:
+            reporter = Reporter(writer, batch_size, log_every, start)
+            for step, state, metrics in steps(initial, pipeline, start, end, config, loss, tx):
+                save = step == end or stop.signal != 0 or step % checkpoint_every == 0
+                reporter.add(step, metrics, wait=save)
+                if save:
+                    checkpoint.save(workdir, step, state)
+                if validate and not stop.signal and (step == num_steps or (validate_every and step % validate_every == 0)):
+                    writer.write(step, validate(config, state.params["tower"]))
+                if stop.signal:
+                    raise KeyboardInterrupt
+    return max(start, end)
+
+
+def initial_state(
+    workdir: str, config: TowerConfig, tx: optax.GradientTransformation, loss: LossConfig, seed: int, init_from: str | None, identity: dict
+) -> tuple[TrainState, int]:
+    """The newest checkpoint's state and its step, or a fresh one (with the parameters of `init_from`) and 0."""
+    state = state_lib.create(config, tx, loss.initial_logit_scale, seed)
+    newest = max(checkpoint.steps(workdir), default=0)
+    if newest:
+        return checkpoint.restore(workdir, newest, state_lib.abstract(state)), newest
+    if init_from:
+        state = state_lib.with_moments(directory.read_params(init_from, state_lib.abstract(state).params, identity), tx)
+    return state, 0
+
+
+def steps(
+    state: TrainState,
+    pipeline: BatchPipeline,
+    start: int,
+    end: int,
+    config: TowerConfig,
+    loss: LossConfig,
+    tx: optax.GradientTransformation,
+) -> Iterator[tuple[int, TrainState, dict[str, jax.Array]]]:
+    """Yields (steps done, state, metrics on the device) after each step; a state is donated to the step after it."""
+    mesh = jax.sharding.get_mesh()
+    with contextlib.closing(pipeline.batches(start, end, jax.process_index(), jax.process_count())) as batches:
+        for step, batch in enumerate(track(batches, end - start, "training"), start + 1):
             placed = place(batch, mesh)
             with jax.transfer_guard("disallow"):
                 state, metrics = train_step(state, placed, config, loss, tx)
-            step += 1
-            reporter.add(step, metrics)
-            if stop.signal:
-                break
-            if validate and validate_every and step % validate_every == 0 and step < num_steps:
-                writer.write(step, validate(config, state.params["tower"]))
-            if step % checkpoint_every == 0 and step < end:
-                checkpoint.save(workdir, step, state)
-        # 3. The end, or a signal: nothing done is lost.
-        batches.close()
-        reporter.flush()
-        if step > start:
-            checkpoint.save(workdir, step, state)
-        if validate and step == num_steps and step > start:
-            writer.write(step, validate(config, state.params["tower"]))
-        writer.close()
-    if stop.signal:
-        raise KeyboardInterrupt
-    return step
+            yield step, state, metrics
 
 
 class Reporter:
-    """Holds the newest metrics on the device until the step after them has been sent off."""
+    """Writes every `log_every` steps; holds those metrics until the step after them is sent off, so the device never waits for the host."""
 
     def __init__(self, writer: MetricWriter, batch_size: int, log_every: int, start: int):
         self.writer, self.batch_size, self.log_every = writer, batch_size, log_every
         self.pending: tuple[int, dict] | None = None
         self.last = (start, time.monotonic())
 
-    def add(self, step: int, metrics: dict) -> None:
-        self.flush()
-        if step % self.log_every == 0:
+    def add(self, step: int, metrics: dict, wait: bool = False) -> None:
+        """With `wait`, also writes this step's, at once: a state with a loss that is not finite is never saved."""
+        self._flush()
+        if wait or step % self.log_every == 0:
             self.pending = (step, metrics)
+        if wait:
+            self._flush()
 
-    def flush(self) -> None:
+    def _flush(self) -> None:
         if self.pending is None:
             return
         step, metrics = self.pending

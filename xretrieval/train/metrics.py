@@ -32,8 +32,14 @@ class MetricWriter:
         temporary = path.with_suffix(".jsonl.tmp")
         temporary.write_text("".join(line + "\n" for line in kept))
         os.replace(temporary, path)
-        self._lines = open(path, "a", buffering=1)
+        self._lines = path.open("a", buffering=1)
         self._events = SummaryWriter(str(pathlib.Path(workdir) / "tensorboard"), purge_step=start_step + 1)
+
+    def __enter__(self) -> "MetricWriter":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
 
     def write(self, step: int, values: dict[str, float]) -> None:
         if not self.active:

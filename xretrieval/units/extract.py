@@ -23,12 +23,11 @@ def _tokenizer(directory: str) -> UnitTokenizer:
 
 def _extract_shard(index: int, *, total: int, manifest: str, tokenizer_dir: str, out_dir: str, key: str) -> dict:
     tokenizer = _tokenizer(tokenizer_dir)
-    records, failures, languages, seconds = [], [], {}, 0.0
+    records, failures, seconds = [], [], 0.0
+    languages: dict[str, int] = {}
     for utterance in read_manifest(manifest)[index::total]:
         try:
-            samples_T = load_audio(utterance.audio, utterance.start, utterance.duration) if utterance.audio else None
-            if samples_T is None:
-                raise UserError(f"{manifest}: {utterance.id} has no audio")
+            samples_T = load_audio(utterance.recording, utterance.start, utterance.duration)
             units = tokenizer.encode(samples_T)
         except UserError as error:
             failures.append({"id": utterance.id, "file": utterance.audio, "reason": str(error)})

@@ -141,7 +141,7 @@ def fit(
         raise UserError(f"{manifest}: no recordings in it to fit units on")
     chosen = sample_utterances(utterances, utterances_per_language, seed)
     frames = [
-        frontend.features(load_audio(u.audio, u.start, u.duration), frontend_config)
+        frontend.features(load_audio(u.recording, u.start, u.duration), frontend_config)
         for u in track(chosen, len(chosen), "features for k-means")
     ]
     counts = {language: sum(u.language == language for u in chosen) for language in sorted({u.language for u in chosen})}

@@ -1,0 +1,1 @@
+"""Each file compares one part with a peer in the same run: `make bench NAME=kmeans JSON=kmeans.json`."""

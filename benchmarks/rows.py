@@ -1,0 +1,57 @@
+"""What every benchmark prints and writes: a list of rows."""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.table import Table
+
+
+def seconds(ours: Callable[[], object], peer: Callable[[], object], rounds: int = 5) -> tuple[float, float]:
+    """Median seconds of each, timed in turns after one round of warm-up, so that both meet the same machine."""
+    taken: tuple[list[float], list[float]] = ([], [])
+    for number in range(rounds + 1):
+        for side, call in enumerate((ours, peer)):
+            begun = time.perf_counter()
+            call()
+            if number:
+                taken[side].append(time.perf_counter() - begun)
+    return statistics.median(taken[0]), statistics.median(taken[1])
+
+
+def row(name: str, ours: float, peer: float, peer_name: str, bar: float) -> dict:
+    """One comparison in which less is better; it holds where ours / peer is at most `bar`."""
+    ratio = ours / peer
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+    return {
+        "name": name,
+        "ours": ours,
+        "peer": peer,
+        "peer_name": peer_name,
+        "ratio": ratio,
+        "bar": bar,
+        "holds": ratio <= bar,
+        "machine": machine,
+    }
+
+
+def main(rows: Callable[[], list[dict]]) -> None:
+    """Prints the rows, and writes them where `--json` says."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json", required=True, metavar="FILE")
+    path = pathlib.Path(parser.parse_args().json)
+    found = rows()
+    table = Table("name", "ours", "peer", "peer's name", "ours / peer", "bar", "holds")
+    for r in found:
+        table.add_row(
+            r["name"], f"{r['ours']:.4g}", f"{r['peer']:.4g}", r["peer_name"], f"{r['ratio']:.2f}", f"{r['bar']:g}", str(r["holds"])
+        )
+    Console().print(table)
+    path.write_text(json.dumps(found, indent=2) + "\n")
+    print(f"wrote {path}")
