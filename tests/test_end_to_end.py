@@ -31,7 +31,7 @@ def test_report(finished):
     assert report["languages"]["nl_nl"]["seen"] is False
     assert report["languages"]["de_de"]["seen"] is True
     assert (finished / "report.png").stat().st_size > 10_000
-    losses = [json.loads(line)["loss"] for line in (finished / "train/metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in map(json.loads, (finished / "train/metrics.jsonl").read_text().splitlines()) if "loss" in line]
     assert losses[-1] < losses[0]
 
 

@@ -122,7 +122,7 @@ def test_extraction_by_beam_needs_no_network(finished, tmp_path):
 
 
 def limited():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
 
@@ -209,3 +209,21 @@ def test_without_espeak_ng_is_one_line(finished, tmp_path, capsys, monkeypatch):
     line = error_of(capsys, "corpus", *settings(finished), f"CORPUS={tmp_path / 'c'}")
     assert "espeak" in line
     assert "pip install" in line
+
+
+def test_control_c_in_beam_is_one_line_and_leaves_no_process(finished, tmp_path):
+    more = [f"UNITS={tmp_path / 'units'}", "extract_units.splits=('test',)", "extract_units.num_shards=6", "extract_units.num_workers=2"]
+    process = start("units extract", finished, *more)
+    out = tmp_path / "units/test"
+    while not list(out.glob("shard-*.json")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers as well
+    error = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 130
+    assert "the same command goes on" in error
+    assert "Traceback" not in error
+    give_up = time.monotonic() + 30
+    while subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True).returncode == 0:
+        assert time.monotonic() < give_up, "a worker outlived the command"
+        time.sleep(0.2)

@@ -177,18 +177,20 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _main(argv) or 0
     except UserError as error:
-        print(f"xretrieval: {error}", file=sys.stderr)
+        print(f"xretrieval: {_without_gin(error)}", file=sys.stderr)
         return 2
     except OSError as error:
         # What the system refuses (space, permission, a file gone) is the user's to mend, wherever it is met.
-        place = f"{error.filename}: " if error.filename else ""
-        print(
-            f"xretrieval: {place}{error.strerror or error}; mend that and run the same command: what was finished is kept", file=sys.stderr
-        )
+        print(f"xretrieval: {_without_gin(error)}; mend that and run the same command: what was finished is kept", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("xretrieval: stopped; what was finished is kept, and the same command goes on from there", file=sys.stderr)
         return 130
+
+
+def _without_gin(error: Exception) -> str:
+    """The message; gin adds to it in which of its configurables it rose."""
+    return str(error).partition("\n  In call to configurable")[0]
 
 
 def _main(argv: list[str]) -> int | None:

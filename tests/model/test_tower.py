@@ -112,3 +112,13 @@ def test_lookup_equals_dense_in_value_and_gradient(devices, model):
     np.testing.assert_allclose(np.asarray(gradient), dense, atol=1e-5)
     assert not np.asarray(gradient)[100:].any()
     assert gradient.sharding.spec == placed.sharding.spec
+
+
+@pytest.mark.parametrize("model,replica", [(1, 1), (2, 2), (8, 1)])
+def test_the_lookup_is_right_on_this_mesh_and_a_wrong_one_is_caught(model, replica, monkeypatch):
+    with jax.set_mesh(mesh_lib.make_mesh(model, replica)):
+        embedding.check_lookup()
+        right = embedding.lookup
+        monkeypatch.setattr(embedding, "lookup", lambda table, tokens: right(table, tokens) + (tokens == 9)[..., None])
+        with pytest.raises(RuntimeError, match="lookup wrong"):
+            embedding.check_lookup()

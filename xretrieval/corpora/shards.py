@@ -4,11 +4,11 @@ A shard is committed by a marker file that holds its content hash and summary; a
 redoes the others, so it ends with the same bytes as one that never stopped.
 """
 
+import functools
 import hashlib
 import json
 import os
 import pathlib
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,10 +42,15 @@ def commit_shard(out_dir: str, index: int, total: int, key: str, records: Sequen
 
     data = data_path(out_dir, index, total)
     temporary = data.with_suffix(f".{os.getpid()}.tmp")
-    writer = ArrayRecordWriter(str(temporary), "group_size:1")
-    for record in records:
-        writer.write(record)
-    writer.close()
+    try:
+        writer = ArrayRecordWriter(str(temporary), "group_size:1")
+        for record in records:
+            writer.write(record)
+        writer.close()
+    except RuntimeError as error:
+        temporary.unlink(missing_ok=True)
+        reason = str(error).split(";")[0]
+        raise UserError(f"{data}: cannot be written ({reason}); free space, then run again: committed shards are kept") from error
     content = temporary.read_bytes()
     os.replace(temporary, data)
     summary = {**summary, "key": key, "records": len(records), "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -83,74 +88,11 @@ def run_shards(
         for index in track(missing, len(missing), label):
             make_shard(index)
     elif missing:
-        _run_beam(make_shard, missing, num_workers, beam_flags, out_dir, total, key, label)
+        from xretrieval.corpora import beam
+
+        committed = functools.partial(read_marker, out_dir, total=total, key=key)
+        beam.run(make_shard, missing, num_workers, beam_flags, out_dir, label, lambda index: committed(index) is not None)
     summaries = [read_marker(out_dir, i, total, key) for i in range(total)]
     if None in summaries:
         raise UserError(f"{out_dir}: {summaries.count(None)} of {total} shards are missing after {label}; run the same command again")
     return summaries  # type: ignore[return-value]
-
-
-def _run_beam(make_shard, missing, num_workers, beam_flags, out_dir, total, key, label) -> None:
-    import logging
-
-    # Beam relays every start and stop of its workers; what matters comes as an exception.
-    for name in ("apache_beam", "root"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    import apache_beam as beam
-    from apache_beam.options.pipeline_options import PipelineOptions
-    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-
-    if beam_flags:
-        runner, options = None, PipelineOptions(list(beam_flags))
-    else:
-        # By name: "DirectRunner" now means Prism, which downloads a binary when it runs.
-        runner = FnApiRunner()
-        options = PipelineOptions(
-            direct_num_workers=num_workers,
-            direct_running_mode="multi_processing",
-            pickle_library="cloudpickle",
-            default_sdk_harness_log_level="ERROR",
-        )
-    try:
-        with _watch(out_dir, missing, total, key, label), beam.Pipeline(runner=runner, options=options) as pipeline:
-            # One bundle for each element: otherwise the runner gives most of them to one worker.
-            _ = pipeline | beam.Create(missing, reshuffle=True) | beam.Map(make_shard)
-    except RuntimeError as error:
-        # Beam hands on what a worker raised as the text of its traceback.
-        reason = re.search(
-            r"^(?:[\w.]*UserError|[\w.]*OSError|\w*(?:Permission|NotFound)Error): (.*?)(?: \[while running.*)?$", str(error), re.M
-        )
-        if reason is None:
-            raise
-        raise UserError(f"{out_dir}: {label} stopped: {reason[1]}; committed shards are kept, the same command goes on") from error
-
-
-class _watch:
-    """Draws progress from the committed markers, which is all that workers on any runner share."""
-
-    def __init__(self, out_dir, missing, total, key, label):
-        import threading
-
-        self.done = threading.Event()
-        self.thread = threading.Thread(target=self._draw, args=(out_dir, missing, total, key, label), daemon=True)
-
-    def _draw(self, out_dir, missing, total, key, label):
-        from xretrieval.progress import track
-
-        def committed():
-            left = set(missing)
-            while left and not self.done.wait(0.5):
-                for index in sorted(left):
-                    if read_marker(out_dir, index, total, key) is not None:
-                        left.remove(index)
-                        yield index
-
-        for _ in track(committed(), len(missing), label):
-            pass
-
-    def __enter__(self):
-        self.thread.start()
-
-    def __exit__(self, *exception):
-        self.done.set()
-        self.thread.join()

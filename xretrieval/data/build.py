@@ -5,9 +5,9 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import seqio
 
 from xretrieval.corpora import shards
 from xretrieval.corpora.manifest import read_manifest
@@ -16,6 +16,9 @@ from xretrieval.data.vocabulary import DEFAULT_TEMPLATE, prefix_pieces, train_te
 from xretrieval.errors import UserError
 from xretrieval.progress import track
 from xretrieval.units.extract import read_index
+
+if TYPE_CHECKING:
+    import seqio
 
 EXAMPLES_A_SHARD = 50_000
 
@@ -57,7 +60,7 @@ def build_key(task: str, split: str, vocabulary_fingerprint: str, source_key: st
 
 
 def build(
-    mixture: seqio.Mixture, vocabulary_fingerprint: str, units_dir: str, out_dir: str, splits: Sequence[str] = ("train", "validation")
+    mixture: "seqio.Mixture", vocabulary_fingerprint: str, units_dir: str, out_dir: str, splits: Sequence[str] = ("train", "validation")
 ) -> dict:
     """Writes the token records of every task and split; records that are there under the same build key stay.
 
@@ -77,7 +80,7 @@ def task_dir(out_dir: str, task: str, split: str) -> str:
     return os.path.join(out_dir, task, split)
 
 
-def _build_task(task: seqio.Task, split: str, directory: str, key: str) -> int:
+def _build_task(task: "seqio.Task", split: str, directory: str, key: str) -> int:
     if os.path.exists(os.path.join(directory, "records.json")):
         existing = records.TaskRecords(directory)
         if existing.key == key:
@@ -96,6 +99,6 @@ def _build_task(task: seqio.Task, split: str, directory: str, key: str) -> int:
     return len(examples)
 
 
-def _examples(task: seqio.Task, split: str) -> Iterator[dict]:
+def _examples(task: "seqio.Task", split: str) -> Iterator[dict]:
     dataset = task.preprocess_precache(task.source.get_dataset(split, shuffle=False))
     yield from dataset.as_numpy_iterator()

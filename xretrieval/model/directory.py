@@ -54,7 +54,11 @@ def write(
     out = pathlib.Path(out_dir)
     (out / "unit_tokenizer").mkdir(parents=True, exist_ok=True)
     (out / "xretrieval.json").unlink(missing_ok=True)
-    safetensors.numpy.save_file({name: np.ascontiguousarray(value) for name, value in params.items()}, out / "model.safetensors")
+    weights = out / "model.safetensors"
+    try:
+        safetensors.numpy.save_file({name: np.ascontiguousarray(value) for name, value in params.items()}, weights)
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{weights}: cannot be written ({error}); free space or give another folder") from error
     shutil.copyfile(vocabulary.tokenizer_file, out / "tokenizer.model")
     for name in ("unit_tokenizer.json", "codebook.safetensors"):
         shutil.copyfile(pathlib.Path(unit_tokenizer_dir) / name, out / "unit_tokenizer" / name)

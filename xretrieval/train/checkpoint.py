@@ -5,6 +5,7 @@ Orbax catches flipped bytes in its data files but not in all of its metadata, so
 
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -41,7 +42,15 @@ def save(workdir: str | os.PathLike, step: int, state: TrainState, keep: int = 2
     step_dir.parent.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0 and step_dir.exists():
         shutil.rmtree(step_dir)
-    ocp.save(step_dir, state._asdict())
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # Orbax' threads log what they raise, some of it after it was raised here
+    try:
+        ocp.save(step_dir, state._asdict())
+    except ValueError as error:  # so Orbax says that a file cannot be written
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{step_dir}: cannot be saved ({reason}); free space, then run again: earlier checkpoints are kept") from error
+    logger.setLevel(level)
     if jax.process_index() == 0:
         temporary = step_dir / f"{MANIFEST}.tmp"
         temporary.write_text(json.dumps({"step": step, "sha256": _hashes(step_dir)}, indent=1))

@@ -119,13 +119,14 @@ def train(
         with MetricWriter(workdir, start) as writer, StopOnSignal() as stop:
             reporter = Reporter(writer, batch_size, log_every, start)
             for step, state, metrics in steps(initial, pipeline, start, end, config, loss, tx):
-                save = step == end or stop.signal != 0 or step % checkpoint_every == 0
+                stopping = stop.signal != 0  # read once: a signal from here on is the next step's
+                save = step == end or stopping or step % checkpoint_every == 0
                 reporter.add(step, metrics, wait=save)
                 if save:
                     checkpoint.save(workdir, step, state)
-                if validate and not stop.signal and (step == num_steps or (validate_every and step % validate_every == 0)):
+                if validate and not stopping and (step == num_steps or (validate_every and step % validate_every == 0)):
                     writer.write(step, validate(config, state.params["tower"]))
-                if stop.signal:
+                if stopping:
                     raise KeyboardInterrupt
     return max(start, end)
 

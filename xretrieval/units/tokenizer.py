@@ -58,7 +58,7 @@ class UnitTokenizer:
         """Writes the folder; the JSON comes last, so a folder with one is whole."""
         path = pathlib.Path(directory)
         path.mkdir(parents=True, exist_ok=True)
-        safetensors.numpy.save_file({"codebook": np.ascontiguousarray(self.codebook_KW)}, path / "codebook.safetensors")
+        (path / "codebook.safetensors").write_bytes(safetensors.numpy.save({"codebook": np.ascontiguousarray(self.codebook_KW)}))
         record = {
             "format_version": FORMAT_VERSION,
             "encoder": "log_mel",

@@ -1,0 +1,134 @@
+"""A pipeline of independent shards on Apache Beam: local workers by default, any runner by its flags."""
+
+import contextlib
+import logging
+import os
+import pathlib
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+from xretrieval.errors import UserError
+from xretrieval.progress import track
+
+
+def run(
+    make_shard: Callable[[int], object],
+    missing: Sequence[int],
+    num_workers: int,
+    beam_flags: Sequence[str],
+    out_dir: str | os.PathLike,
+    label: str,
+    committed: Callable[[int], bool],
+) -> None:
+    """Runs `make_shard(index)` for each index of `missing`; `committed` says which are done, for the progress.
+
+    Raises:
+      UserError: a worker met what the user can mend (its message names the file).
+    """
+    # Beam relays every start and stop of its workers; what matters comes as an exception.
+    for name in ("apache_beam", "root"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if beam_flags:
+        runner, options = None, PipelineOptions(list(beam_flags))
+    else:
+        # By name: "DirectRunner" now means Prism, which downloads a binary when it runs.
+        runner = FnApiRunner()
+        options = PipelineOptions(
+            direct_num_workers=num_workers,
+            direct_running_mode="multi_processing",
+            pickle_library="cloudpickle",
+            default_sdk_harness_log_level="ERROR",
+        )
+
+    def pipeline():
+        with _progress(missing, label, committed), beam.Pipeline(runner=runner, options=options) as steps:
+            # One bundle for each element: otherwise the runner gives most of them to one worker.
+            _ = steps | beam.Create(missing, reshuffle=True) | beam.Map(make_shard)
+
+    log = pathlib.Path(out_dir) / "beam.log"
+    try:
+        with _printing_to(log):
+            _without_interrupts(pipeline)
+    except RuntimeError as error:
+        # Beam hands on what a worker raised as the text of its traceback.
+        reason = re.search(
+            r"^(?:[\w.]*UserError|[\w.]*OSError|\w*(?:Permission|NotFound)Error): (.*?)(?: \[while running.*)?$", str(error), re.M
+        )
+        if reason is None:
+            print(f"what the workers printed is in {log}", file=sys.stderr)
+            raise
+        raise UserError(f"{out_dir}: {label} stopped: {reason[1]}; committed shards are kept, the same command goes on") from error
+    log.unlink()
+
+
+@contextlib.contextmanager
+def _printing_to(log: pathlib.Path) -> Iterator[None]:
+    """Sends what processes started in here print to a file: Beam's workers tell of each start and stop. Our own progress stays."""
+    sys.stderr.flush()
+    before, kept = sys.stderr, os.dup(2)
+    with open(log, "wb") as file:
+        os.dup2(file.fileno(), 2)
+    ours = os.fdopen(os.dup(kept), "w", buffering=1)
+    if sys.stderr is sys.__stderr__:  # else somebody has taken it already
+        sys.stderr = ours
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        sys.stderr = before
+        ours.close()
+
+
+def _without_interrupts(run: Callable[[], None]) -> None:
+    """Runs it in a thread that holds Ctrl-C back, and with it the processes that it starts: a terminal sends Ctrl-C to all of them, and
+    each would print where it stood. This thread takes it, and Beam's workers end when this process does.
+    """
+    raised: list[BaseException] = []
+
+    def target():
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            run()
+        except BaseException as error:  # handed to the caller
+            raised.append(error)
+
+    thread = threading.Thread(target=target, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    if raised:
+        raise raised[0]
+
+
+@contextlib.contextmanager
+def _progress(missing: Sequence[int], label: str, committed: Callable[[int], bool]) -> Iterator[None]:
+    """Draws progress from the committed shards, which is all that workers on any runner share."""
+    ended = threading.Event()
+
+    def done():
+        left = set(missing)
+        while left and not ended.wait(0.5):
+            for index in sorted(left):
+                if committed(index):
+                    left.remove(index)
+                    yield index
+
+    def draw():
+        for _ in track(done(), len(missing), label):
+            pass
+
+    thread = threading.Thread(target=draw, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
