@@ -1,7 +1,6 @@
 """A pipeline of independent shards on Apache Beam: local workers by default, any runner by its flags."""
 
 import contextlib
-import logging
 import os
 import pathlib
 import re
@@ -32,9 +31,6 @@ def run(
     Raises:
       UserError: a worker met what the user can mend (its message names the file).
     """
-    # Beam relays every start and stop of its workers; what matters comes as an exception.
-    for name in ("apache_beam", "root"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     if beam_flags:
         runner, options = None, PipelineOptions(list(beam_flags))
     else:

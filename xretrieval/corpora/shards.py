@@ -7,6 +7,7 @@ redoes the others, so it ends with the same bytes as one that never stopped.
 import functools
 import hashlib
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -88,6 +89,9 @@ def run_shards(
         for index in track(missing, len(missing), label):
             make_shard(index)
     elif missing:
+        # Beam warns of what it lacks when it loads, and relays every start and stop of its workers; what matters is raised.
+        for name in ("apache_beam", "root"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         from xretrieval.corpora import beam
 
         committed = functools.partial(read_marker, out_dir, total=total, key=key)
