@@ -2,15 +2,15 @@
 
 import argparse
 import json
-import os
 import pathlib
-import platform
 import statistics
 import time
 from collections.abc import Callable
 
 from rich.console import Console
 from rich.table import Table
+
+from xretrieval import machine
 
 
 def seconds(ours: Callable[[], object], peer: Callable[[], object], rounds: int = 5) -> tuple[float, float]:
@@ -28,7 +28,6 @@ def seconds(ours: Callable[[], object], peer: Callable[[], object], rounds: int 
 def row(name: str, ours: float, peer: float, peer_name: str, bar: float) -> dict:
     """One comparison in which less is better; it holds where ours / peer is at most `bar`."""
     ratio = ours / peer
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     return {
         "name": name,
         "ours": ours,
@@ -37,7 +36,7 @@ def row(name: str, ours: float, peer: float, peer_name: str, bar: float) -> dict
         "ratio": ratio,
         "bar": bar,
         "holds": ratio <= bar,
-        "machine": machine,
+        "machine": machine.describe(),
     }
 
 

@@ -34,3 +34,23 @@ def test_each_verb_has_help_with_an_example(verb, capsys):
         main.main([*verb.split(), "--help"])
     assert stop.value.code == 0
     assert f"example: {main.VERBS[verb][1]}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_builds(file):
+    """The tower, the optimizer's state and the loss of a run file, as shapes."""
+    import dataclasses
+
+    import gin
+    import jax
+
+    from xretrieval import mesh as mesh_lib
+    from xretrieval.train import state
+    from xretrieval.train.optimizer import make_optimizer
+
+    main.configure("train", [file], [], [])
+    tower, optimizer, loss = (gin.get_configurable(name)() for name in ("TowerConfig", "OptimizerConfig", "LossConfig"))
+    with jax.set_mesh(mesh_lib.make_mesh()):
+        tower = dataclasses.replace(tower, vocab_size=500)
+        made = jax.eval_shape(lambda: state.create(tower, make_optimizer(optimizer, 100), loss.initial_logit_scale, 0))
+    assert made.params["tower"]["embedding.table_VD"].shape[1] == tower.width

@@ -4,9 +4,9 @@ import argparse
 import json
 import os
 import pathlib
-import platform
 import time
 
+from xretrieval import machine
 from xretrieval.corpora.manifest import read_manifest
 from xretrieval.errors import UserError
 from xretrieval.main import run_verb
@@ -77,13 +77,13 @@ def languages(choice: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs every stage, evaluates, indexes, searches, and says how to go on."""
+    """Runs every stage, and says how to go on."""
     root = pathlib.Path(arguments.workdir)
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{root}: cannot be written ({error.strerror}); give another --workdir") from error
-    overrides, times = settings(arguments), Times(root)
+    overrides, times, advice = settings(arguments), Times(root), ""
     for stage, verbs in STAGES:
         begun = time.monotonic()
         print(f"== {stage}", flush=True)
@@ -91,9 +91,11 @@ def run(arguments: argparse.Namespace) -> int:
             if stage == "train":
                 overrides += steps_for(arguments, overrides, root)
             run_verb(verb, [GIN_FILE], overrides)
+        if stage == "search":
+            advice = examples(root)
         times.add(stage, time.monotonic() - begun)
-    examples(root)
     finish_report(root, times, arguments)
+    print(advice)
     return 0
 
 
@@ -118,8 +120,8 @@ def steps_for(arguments: argparse.Namespace, overrides: list[str], root: pathlib
     return [f"train.num_steps={known['num_steps']}"]
 
 
-def examples(root: pathlib.Path) -> None:
-    """Three searches: text finds speech in another language, speech finds text, speech finds speech."""
+def examples(root: pathlib.Path) -> str:
+    """Three searches: text finds speech in another language, speech finds text, speech finds speech. Returns how to go on."""
     retriever = Retriever.load(root / "model")
     test = {(u.language, u.sentence_id): u for u in read_manifest(root / "corpus/test.jsonl")}
     spoken_in = [code for code in retriever.model.trained_languages if code != "en_us"]
@@ -152,8 +154,10 @@ def examples(root: pathlib.Path) -> None:
             print(f"\n{title}")
             for hit in index.search(query, 3, language, kind)[0]:
                 print(f"  {hit.score:.3f}  {hit.language}  {hit.text}  {os.path.relpath(hit.file) if hit.file else ''}")
-    print(f"\nGo on:\n  xretrieval search {root / 'model'} {root / 'index.db'} --text '{typed.text}' --language en --in_language {first}")
-    print(f"  xretrieval train --gin_file={GIN_FILE} --gin.train.num_steps=3000 --set WORKDIR={root / 'longer'}")
+    return (
+        f"\nGo on:\n  xretrieval search {root / 'model'} {root / 'index.db'} --text '{typed.text}' --language en --in_language {first}\n"
+        f"  xretrieval train --gin_file={root / 'train/config.gin'} --gin.train.num_steps=3000 --set WORKDIR={root / 'longer'}"
+    )
 
 
 def finish_report(root: pathlib.Path, times: Times, arguments: argparse.Namespace) -> None:
@@ -164,7 +168,7 @@ def finish_report(root: pathlib.Path, times: Times, arguments: argparse.Namespac
     flags = [f"--{name} {value}" for name, value in vars(arguments).items() if value not in (None, 0, "demo_run")]
     results |= {
         "seconds": times.seconds,
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "machine": machine.describe(),
         "command": " ".join(["xretrieval demo", *flags]),
     }
     for path in write_report(results, root):
