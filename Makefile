@@ -9,55 +9,63 @@ PIP_INSTALL = -m pip install --disable-pip-version-check --no-warn-script-locati
 
 MINOR := $(shell $(PYTHON) -c 'import sys; print("%d%d" % sys.version_info[:2])' 2>/dev/null)
 CONSTRAINTS = constraints/py$(MINOR).txt
-READY = ready-py$(MINOR)
+ENVIRONMENT = -py$(MINOR)/ready
 
 # Expanded only where an environment must be made: what stands in the way, in one line.
 require_python = $(if $(strip $(problem)),$(error $(problem)))
 problem = $(shell $(PYTHON) .ci/python_problem.py 2>&1 || true)
 
-.PHONY: help demo test test-slow lint bench constraints clean
+.PHONY: help demo test test-slow test-versions lint bench constraints clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo        the whole system on real sound, into $(DEMO_DIR)/ (DEMO_DIR=..., DEMO_ARGS='--languages de,fr,ru')"
 	@echo "make test        every test but the slow ones (PYTEST_ARGS='-k manifest')"
 	@echo "make test-slow   the slow ones"
+	@echo "make test-versions   a smaller set on Python 3.12 and 3.13, where they are"
 	@echo "make lint        ruff and mypy"
 	@echo "make bench NAME=... [JSON=out.json]   one of benchmarks/"
 	@echo "make constraints the newest set that the bounds allow, into $(CONSTRAINTS); run the tests before you commit it"
 	@echo "make clean       removes the environments, never $(DEMO_DIR)/"
 	@echo "PYTHON=python3.12 chooses the interpreter (3.11 to 3.13; now: $(PYTHON))"
 
-demo: .venv-demo/$(READY)
-	@.venv-demo/bin/xretrieval demo --workdir "$(DEMO_DIR)" $(DEMO_ARGS)
+demo: .venv-demo$(ENVIRONMENT)
+	@.venv-demo-py$(MINOR)/bin/xretrieval demo --workdir "$(DEMO_DIR)" $(DEMO_ARGS)
 
-test: .venv-test/$(READY)
-	@.venv-test/bin/python -m pytest $(PYTEST_ARGS)
+test: .venv-test$(ENVIRONMENT)
+	@.venv-test-py$(MINOR)/bin/python -m pytest $(PYTEST_ARGS)
 
-test-slow: .venv-test/$(READY)
-	@.venv-test/bin/python -m pytest -m slow $(PYTEST_ARGS)
+test-slow: .venv-test$(ENVIRONMENT)
+	@.venv-test-py$(MINOR)/bin/python -m pytest -m slow $(PYTEST_ARGS)
 
-lint: .venv-test/$(READY)
-	@.venv-test/bin/ruff check .
-	@.venv-test/bin/ruff format --check .
-	@.venv-test/bin/mypy
+# What depends on the interpreter's version: the set of packages, JAX and flax above all, and the numbers that come out of them.
+SMALLER_SET = tests/data tests/evaluate tests/model tests/train tests/units tests/test_packaging.py
+test-versions:
+	@for python in python3.12 python3.13; do \
+	  if $$python -c '' 2> /dev/null; then $(MAKE) --no-print-directory test PYTHON=$$python PYTEST_ARGS="$(SMALLER_SET)" || exit 1; \
+	  else echo "$$python: not on this machine, not tested"; fi; done
+
+lint: .venv-test$(ENVIRONMENT)
+	@.venv-test-py$(MINOR)/bin/ruff check .
+	@.venv-test-py$(MINOR)/bin/ruff format --check .
+	@.venv-test-py$(MINOR)/bin/mypy
 
 BENCHMARKS = $(filter-out __init__ rows,$(basename $(notdir $(wildcard benchmarks/*.py))))
 ifneq ($(filter bench,$(MAKECMDGOALS)),)
   $(if $(filter $(NAME),$(BENCHMARKS)),,$(error NAME=$(NAME): must be one of benchmarks/: $(BENCHMARKS)))
 endif
 
-bench: .venv-bench/$(READY)
-	@.venv-bench/bin/python -m benchmarks.$(NAME) --json "$(JSON)"
+bench: .venv-bench$(ENVIRONMENT)
+	@.venv-bench-py$(MINOR)/bin/python -m benchmarks.$(NAME) --json "$(JSON)"
 
-.venv-%/$(READY): setup.py pyproject.toml $(wildcard $(CONSTRAINTS))
+.venv-%$(ENVIRONMENT): setup.py pyproject.toml $(wildcard $(CONSTRAINTS))
 	$(require_python)
-	@echo "setting up .venv-$* for Python $$($(PYTHON) -V 2>&1 | cut -d' ' -f2): 2 to 6 minutes, most of it TensorFlow and JAX (log: .venv-$*/install.log)"
-	@$(PYTHON) -m venv --clear .venv-$*
-	@.venv-$*/bin/python $(PIP_INSTALL) --constraint $(CONSTRAINTS) --editable ".[$*]" > .venv-$*/install.log 2>&1 \
-	  || { tail -n 15 .venv-$*/install.log; echo "the installation failed: see above; the same command goes on"; exit 2; }
+	@echo "setting up .venv-$*-py$(MINOR) for Python $$($(PYTHON) -V 2>&1 | cut -d' ' -f2): 2 to 6 minutes, most of it TensorFlow and JAX (log: .venv-$*-py$(MINOR)/install.log)"
+	@$(PYTHON) -m venv --clear .venv-$*-py$(MINOR)
+	@.venv-$*-py$(MINOR)/bin/python $(PIP_INSTALL) --constraint $(CONSTRAINTS) --editable ".[$*]" > .venv-$*-py$(MINOR)/install.log 2>&1 \
+	  || { tail -n 15 .venv-$*-py$(MINOR)/install.log; echo "the installation failed: see above; the same command goes on"; exit 2; }
 	@# 430 MB of C++ headers, for building operations of TensorFlow: no stage does.
-	@rm -rf .venv-$*/lib/python3*/site-packages/tensorflow/include
+	@rm -rf .venv-$*-py$(MINOR)/lib/python3*/site-packages/tensorflow/include
 	@touch $@
 
 constraints:
@@ -71,4 +79,4 @@ constraints:
 	@rm -rf .venv-constraints
 
 clean:
-	rm -rf .venv-demo .venv-test .venv-bench .venv-constraints
+	rm -rf .venv-demo-py* .venv-test-py* .venv-bench-py* .venv-constraints

@@ -149,7 +149,7 @@ def test_an_unfit_python_is_refused_in_one_line(checkout, target, start, python,
 
 
 def test_an_environment_is_made_again_only_when_its_sources_changed(checkout):
-    ready = checkout / ".venv-test" / "ready-py{}{}".format(*sys.version_info[:2])
+    ready = checkout / ".venv-test-py{}{}".format(*sys.version_info[:2]) / "ready"
     ready.parent.mkdir()
     ready.touch()
     assert "pip" not in make(checkout, "--dry-run", "test", f"PYTHON={sys.executable}").stdout

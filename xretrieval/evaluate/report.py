@@ -52,6 +52,7 @@ def headline(languages: dict[str, dict[str, Any]]) -> dict[str, float | int | No
         "text_to_speech_r1_unseen": _mean_r1(languages, "text_to_speech", False),
         "speech_to_english_r1_unseen": _mean_r1(foreign, "speech_to_english", False),
         "speech_to_text_r1_seen_joint_pool": _mean_r1(languages, "speech_to_text_joint_pool", True),
+        "speech_to_text_r1_unseen_joint_pool": _mean_r1(languages, "speech_to_text_joint_pool", False),
         "speech_to_text_r1_seen_held_out_voices": _mean_r1(held_out, "speech_to_text", True),
         "speech_to_text_r1_unseen_held_out_voices": _mean_r1(held_out, "speech_to_text", False),
         "chance": _mean(metrics["chance"] for metrics in own),
