@@ -13,6 +13,7 @@ import tensorflow as tf
 from tasks.vocabulary import ExtendedVocabulary
 from xretrieval.data import preprocessors
 from xretrieval.data.vocabulary import Vocabulary
+from xretrieval.errors import UserError
 from xretrieval.units.extract import UnitRecord, read_index, read_unit_records
 
 FEATURE_TYPES = {
@@ -22,8 +23,8 @@ FEATURE_TYPES = {
 
 
 @functools.lru_cache(maxsize=1)
-def _by_language(directory: str) -> dict[str, list[UnitRecord]]:
-    """One pass over a split serves the tasks of all its languages."""
+def _by_language(directory: str, key: str) -> dict[str, list[UnitRecord]]:
+    """One pass over a split serves the tasks of all its languages; `key` tells one extraction from the next."""
     found: dict[str, list[UnitRecord]] = {}
     for record in read_unit_records(directory):
         found.setdefault(record.utterance.language, []).append(record)
@@ -35,7 +36,9 @@ def source(records_dir: str, kind: str, language: str, vocabulary: Vocabulary, s
 
     def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
         def examples():
-            yield from preprocessors.to_pairs(_by_language(os.path.join(records_dir, split)).get(language, ()), kind, vocabulary)
+            directory = os.path.join(records_dir, split)
+            records = _by_language(directory, read_index(directory)["key"])
+            yield from preprocessors.to_pairs(records.get(language, ()), kind, vocabulary)
 
         return tf.data.Dataset.from_generator(examples, output_signature={**FEATURE_TYPES[kind], "pair_id": tf.TensorSpec([], tf.int64)})
 
@@ -57,9 +60,9 @@ def add_prefixes(dataset: tf.data.Dataset, input_prefix: tuple[int, ...], target
 
 
 def languages_of(records_dir: str, kind: str, split: str = "train") -> list[str]:
-    """Languages with training recordings; English has no text_to_english task."""
-    found = sorted(read_index(os.path.join(records_dir, split))["languages"])
-    return [code for code in found if kind == preprocessors.SPEECH_TO_TEXT or code != "en_us"]
+    """Languages with training pairs of a kind: recordings with text, or texts with an English translation."""
+    counts = read_index(os.path.join(records_dir, split))["with_text" if kind == preprocessors.SPEECH_TO_TEXT else "with_english"]
+    return sorted(code for code, count in counts.items() if count)
 
 
 def register(name: str, records_dir: str, vocabulary: Vocabulary, rates: dict[str, float], splits: tuple[str, ...]) -> seqio.Mixture:
@@ -73,7 +76,9 @@ def register(name: str, records_dir: str, vocabulary: Vocabulary, rates: dict[st
     }
     task_rates = []
     for kind, rate in rates.items():
-        languages = languages_of(records_dir, kind)
+        languages = languages_of(records_dir, kind) if rate else []
+        if rate and not languages:
+            print(f"no {kind} pairs in {records_dir}: the mixture goes without")
         for language in languages:
             task = f"{name}.{kind}.{language}"
             seqio.TaskRegistry.remove(task)
@@ -90,5 +95,7 @@ def register(name: str, records_dir: str, vocabulary: Vocabulary, rates: dict[st
                 output_features=features,
             )
             task_rates.append((task, rate / len(languages)))
+    if not task_rates:
+        raise UserError(f"{records_dir}: no pairs at all for the mixture {rates}; the manifest's lines need `text`")
     seqio.MixtureRegistry.remove(name)
     return seqio.MixtureRegistry.add(name, task_rates)

@@ -40,9 +40,15 @@ def recordings(tmp_path_factory):
             samples, rate = soundfile.read(u.audio, dtype="float32")
             soundfile.write(folder / f"{u.id}.wav", soxr.resample(samples, rate, 8000), 8000)
             row = {"id": u.id, "sentence_id": u.sentence_id, "audio": f"{u.id}.wav", "text": u.text, "language": u.language}
-            row |= {"translation": u.translation, "translation_language": u.translation_language}
-            lines.append(json.dumps(row, ensure_ascii=False))
-        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+            if u.language == "de_de":
+                row |= {"translation": u.translation, "translation_language": u.translation_language}
+            lines.append(row)
+        if split == "train":  # as somebody's spreadsheet
+            names = list(dict.fromkeys(name for row in lines for name in row))
+            table = ["\t".join(names), *("\t".join(row.get(name) or "" for name in names) for row in lines)]
+            (folder / "train.tsv").write_text("\n".join(table) + "\n")
+        else:
+            (folder / f"{split}.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lines))
     return root
 
 
@@ -54,13 +60,13 @@ def settings(root):
         "TOKENIZER": "tokenizer.model",
         "RECORDS": "records",
     }
-    places |= {"WORKDIR": "train", "MODEL": "model", "REPORT": ".", "INDEX": "index.db", "fit_units.manifest": "recordings/train.jsonl"}
-    manifests = (str(root / "recordings/train.jsonl"),)
+    places |= {"WORKDIR": "train", "MODEL": "model", "REPORT": ".", "INDEX": "index.db", "fit_units.manifest": "recordings/train"}
+    manifests = (str(root / "recordings/train"),)
     return [*SIZES, f"TOKENIZER_MANIFESTS={manifests!r}", *(f"{name}={root / place}" for name, place in places.items())]
 
 
 def test_every_stage(recordings, capsys):
-    assert main.main(["data", "check", str(recordings / "recordings/train.jsonl")]) == 0
+    assert main.main(["data", "check", str(recordings / "recordings/train.tsv")]) == 0
     for verb in ("units fit", "units extract", "data tokenizer", "data build", "train", "export", "evaluate", "index"):
         main.run_verb(verb, GIN, settings(recordings))
     assert json.loads((recordings / "report.json").read_text())["headline"]["pool_size"] == 8
@@ -69,6 +75,9 @@ def test_every_stage(recordings, capsys):
     flags = ["--speech", query.audio, "--language", query.language, "--kind", "speech"]
     assert main.main(["search", str(recordings / "model"), str(recordings / "index.db"), *flags]) == 0
     assert query.text in capsys.readouterr().out.splitlines()[0]
+    tasks = {path.name for path in (recordings / "records").iterdir()}
+    assert "polyglot.text_to_english.de_de" in tasks
+    assert "polyglot.text_to_english.fr_fr" not in tasks, "no translations, no task"
     # On top of the finished run: its unit tokenizer and text tokenizer, another workdir.
     again = [*settings(recordings), f"WORKDIR={recordings / 'further'}", f"train.init_from={recordings / 'model'}"]
     main.run_verb("train", GIN, again)
@@ -82,5 +91,6 @@ def test_check_names_the_line(recordings, capsys):
     bad.write_text("\n".join([lines[0], lines[1].replace("wav", "wave"), lines[2].replace("de_de", "xx_yy")]) + "\n")
     assert main.main(["data", "check", str(bad)]) == 2
     out = capsys.readouterr().out
-    assert "2" in out
-    assert "3" in out
+    assert f"{bad}:2: " in out
+    assert f"{bad}:3: " in out
+    assert f"{bad}:1: " not in out

@@ -1,5 +1,29 @@
-"""The one exception a user is meant to read."""
+"""The one exception a user is meant to read, and the one way to read and write a JSON file."""
+
+import json
+import os
+from typing import Any
 
 
 class UserError(Exception):
     """Bad input. The message names the file, field, tensor or flag, and says what to do; the command line prints it in one line and exits 2."""
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """The content of a JSON file; UserError where it is not there or damaged."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: not there; run the command that writes it") from error
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); delete it and run again the command that writes it") from error
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    temporary = f"{path}.tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+    os.replace(temporary, path)

@@ -9,12 +9,12 @@ import numpy as np
 
 from xretrieval import mesh as mesh_lib
 from xretrieval.data.vocabulary import Vocabulary
-from xretrieval.errors import UserError
+from xretrieval.errors import UserError, read_json
 from xretrieval.model import directory, tower
 from xretrieval.train import checkpoint
 from xretrieval.train import state as state_lib
 from xretrieval.train.optimizer import OptimizerConfig, make_optimizer
-from xretrieval.train.step import LossConfig
+from xretrieval.units.tokenizer import UnitTokenizer
 
 CARD = """---
 library_name: xretrieval
@@ -41,10 +41,18 @@ def export(workdir: str, vocabulary: Vocabulary, unit_tokenizer_dir: str, out_di
     committed = checkpoint.steps(workdir)
     step = max(committed, default=0) if step is None else step
     if step not in committed:
-        raise UserError(f"{workdir}: no checkpoint of step {step} (there are {committed or 'none'}); train first, or give another --step")
-    run = json.loads((pathlib.Path(workdir) / "run.json").read_text())
+        raise UserError(
+            f"{workdir}: no checkpoint of step {step} (there are {committed or 'none'}); train first, or set another export.step"
+        )
+    run = read_json(pathlib.Path(workdir) / "run.json")
     if run["vocabulary"] != vocabulary.fingerprint:
-        raise UserError(f"{vocabulary.tokenizer_file}: not the text tokenizer that {workdir} was trained with")
+        raise UserError(
+            f"{vocabulary.tokenizer_file}: not the text tokenizer that {workdir} was trained with; set export.tokenizer_file to that"
+        )
+    if run["unit_tokenizer"] != UnitTokenizer.load(unit_tokenizer_dir).fingerprint:
+        raise UserError(
+            f"{unit_tokenizer_dir}: not the unit tokenizer that {workdir} was trained with; set export.unit_tokenizer_dir to that"
+        )
     config = tower.TowerConfig(**run["tower"])
     with jax.set_mesh(mesh_lib.make_mesh()):
         optimizer = make_optimizer(OptimizerConfig(), 1)
@@ -70,8 +78,7 @@ def export(workdir: str, vocabulary: Vocabulary, unit_tokenizer_dir: str, out_di
         step=step,
         languages=", ".join(run["trained_languages"]),
     )
-    # The clamp is part of what training used; the model directory holds the scale as used.
-    scale = min(float(np.exp(params["log_logit_scale"])), LossConfig().max_logit_scale)
+    scale = float(np.exp(params["log_logit_scale"]))
     directory.write(
         out_dir, config, params["tower"], vocabulary, unit_tokenizer_dir, scale, {**run, "fingerprint": digest.hexdigest()}, card, NOTICE
     )

@@ -12,4 +12,4 @@ def describe() -> str:
     except OSError:
         lines = []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{os.cpu_count()} cores, {model}, Python {platform.python_version()}"
+    return f"{len(os.sched_getaffinity(0))} cores, {model}, Python {platform.python_version()}"

@@ -24,7 +24,7 @@ def make_mesh(model: int = 1, replica: int = 1, devices=None) -> Mesh:
     devices = jax.devices() if devices is None else devices
     if len(devices) % (model * replica):
         raise UserError(
-            f"a mesh of replica={replica} x model={model} does not divide {len(devices)} devices; change mesh_model or mesh_replica"
+            f"a mesh of replica={replica} x model={model} does not divide {len(devices)} devices; change train.mesh_model or train.mesh_replica"
         )
     shape = (replica, len(devices) // (model * replica), model)
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices)

@@ -13,22 +13,33 @@ if TYPE_CHECKING:
 
 
 def extract_units(
-    manifests_dir: str, tokenizer_dir: str, out_dir: str, splits: tuple[str, ...], num_shards: int = 8, num_workers: int = 2, beam_flags=()
+    manifests_dir: str,
+    tokenizer_dir: str,
+    out_dir: str,
+    splits: tuple[str, ...],
+    num_shards: int = 8,
+    num_workers: int = 2,
+    beam_flags=(),
+    max_failures: int = 0,
 ):
-    """Unit records of every split's manifest; returns the index of each."""
+    """Unit records of every split's manifest; returns the index of each. More than `max_failures` are an error, once all is written."""
     from xretrieval.units.extract import extract
 
     indices = {}
     for split in splits:
         out = os.path.join(out_dir, split)
-        indices[split] = found = extract(
-            os.path.join(manifests_dir, f"{split}.jsonl"), tokenizer_dir, out, num_shards, num_workers, beam_flags
-        )
+        indices[split] = found = extract(os.path.join(manifests_dir, split), tokenizer_dir, out, num_shards, num_workers, beam_flags)
         print(
             f"{out}: {found['utterances_in']} in = {found['records']} out + {found['failed']} failed, {found['seconds_of_sound']:.0f} s of sound"
         )
         if found["failed"]:
             print(f"  failures are listed in {os.path.join(out, 'failures.jsonl')}")
+    failed = sum(found["failed"] for found in indices.values())
+    if failed > max_failures:
+        raise UserError(
+            f"{out_dir}: {failed} recordings failed, see failures.jsonl; mend them and run again, leave them out of the manifest, or set "
+            f"extract_units.max_failures={failed}. All others are done"
+        )
     return indices
 
 
@@ -187,7 +198,7 @@ def search(arguments: argparse.Namespace) -> None:
         raise UserError("give one of --text and --speech")
     query = (
         retriever.encode_text([arguments.text], arguments.language)
-        if arguments.text
+        if arguments.text is not None
         else retriever.encode_speech([arguments.speech], arguments.language)
     )
     with Index.open(arguments.index, retriever.fingerprint) as opened:

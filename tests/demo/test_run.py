@@ -1,6 +1,7 @@
 """`xretrieval demo`: its flags, in quick; the whole of it, stopped and run again, among the slow tests."""
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -47,11 +48,42 @@ def test_languages_that_were_not_chosen_are_unseen():
 
 
 def test_a_stage_that_is_only_reused_keeps_its_seconds(tmp_path):
-    run.Times(tmp_path).add("corpus", 61.04)
+    with run.Times(tmp_path).stage("corpus"):
+        time.sleep(0.3)
+    with contextlib.suppress(KeyboardInterrupt), run.Times(tmp_path).stage("units"):
+        time.sleep(0.2)
+        raise KeyboardInterrupt
+    assert "units" not in json.loads((tmp_path / "seconds.json").read_text())
     again = run.Times(tmp_path)
-    again.add("corpus", 0.2)
-    again.add("units", 9.0)
-    assert json.loads((tmp_path / "seconds.json").read_text()) == {"corpus": 61.0, "units": 9.0}
+    for name in ("corpus", "units"):
+        with again.stage(name):
+            pass
+    assert json.loads((tmp_path / "seconds.json").read_text()) == {"corpus": 0.3, "units": 0.2}
+
+
+@pytest.mark.parametrize(
+    "changed,message",
+    [
+        ({"languages": "en"}, "beside English"),
+        ({"languages": "pl,uk,cs,ro,da,hr"}, "has to be unseen"),
+        ({"languages": "ja"}, "kanji"),
+        ({"minutes": 0.0}, "--minutes"),
+        ({"minutes": float("nan")}, "--minutes"),
+        ({"seed": -1}, "--seed"),
+    ],
+)
+def test_flags_are_refused_before_any_work(tmp_path, changed, message):
+    with pytest.raises(main.UserError, match=message):
+        run.run(flags(tmp_path, **changed))
+    assert not (tmp_path / "a folder/corpus").exists()
+
+
+def test_the_unseen_languages_are_those_of_the_run_file():
+    import gin
+
+    main.configure("corpus", [run.GIN_FILE], [], [])
+    assert gin.query_parameter("UNSEEN_LANGUAGES/macro.value") == run.UNSEEN
+    assert not set(run.UNSEEN) & set(polyglot.TRAINABLE)
 
 
 def demo(tmp_path, *more):

@@ -2,11 +2,14 @@
 
 import dataclasses
 import difflib
+import hashlib
 import json
 import math
 import os
 import pathlib
+import unicodedata
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from xretrieval.errors import UserError
 from xretrieval.languages import language
@@ -20,7 +23,7 @@ class Utterance:
 
     Attributes:
       id: unique in its manifest.
-      sentence_id: equal for every recording and language of one meaning; the `id` where the manifest has none.
+      sentence_id: equal for every recording and language of one meaning; where the manifest has none, equal for equal texts.
       audio: absolute path or URI of the sound file, or None. Written relative to the manifest where it lies beside or below it.
       start: where the utterance begins in the file, in seconds; None is 0.
       duration: in seconds; None is up to the end of the file.
@@ -47,6 +50,11 @@ class Utterance:
     split: str
 
     @property
+    def english(self) -> str | None:
+        """The translation, where it is English."""
+        return self.translation if self.translation_language == "en_us" else None
+
+    @property
     def recording(self) -> str:
         """`audio`, of an utterance that must have one; UserError where it has none."""
         if self.audio is None:
@@ -60,11 +68,21 @@ _STRINGS = ("id", "sentence_id", "audio", "text", "language", "translation", "tr
 _NUMBERS = ("start", "duration", "sampling_rate")
 
 
+def manifest_path(path: str | os.PathLike) -> pathlib.Path:
+    """The manifest that `path` names: itself, or with `.jsonl` or `.tsv` behind it."""
+    given = pathlib.Path(path)
+    named = [given, *(given.with_name(given.name + suffix) for suffix in (".jsonl", ".tsv"))]
+    found = next((candidate for candidate in named if candidate.is_file()), None)
+    if found is None:
+        raise UserError(f"{path}: no such manifest, nor with .jsonl or .tsv behind it; give the path of one")
+    return found
+
+
 def read_manifest(path: str | os.PathLike) -> list[Utterance]:
     """Reads a whole manifest.
 
     Args:
-      path: a `.jsonl` file (one object a line) or a `.tsv` file (a header row with the names of the fields; an empty cell is null;
+      path: see `manifest_path`; a `.jsonl` file (one object a line) or a `.tsv` file (a header row with the names of the fields; an empty cell is null;
         no quoting).
 
     Raises:
@@ -79,7 +97,7 @@ def read_manifest(path: str | os.PathLike) -> list[Utterance]:
 
 def check_manifest(path: str | os.PathLike) -> tuple[list[Utterance], list[str]]:
     """As `read_manifest`, but returns the good utterances beside a message for each bad line."""
-    path = pathlib.Path(path)
+    path = manifest_path(path)
     utterances: list[Utterance] = []
     problems: list[str] = []
     line_of_id: dict[str, int] = {}
@@ -209,7 +227,13 @@ def _utterance(row: dict, folder: str, default_split: str) -> Utterance:
         raise ValueError("fields audio and text: both missing; an utterance has a sound file, a text, or both")
     if "audio" in values and "://" not in values["audio"]:
         values["audio"] = os.path.normpath(os.path.join(folder, values["audio"]))
-    return Utterance(**{"sentence_id": values["id"], "split": default_split} | values)
+    return Utterance(**{"sentence_id": _meaning(values), "split": default_split} | values)
+
+
+def _meaning(values: dict[str, Any]) -> str:
+    """What stands in for `sentence_id`: a hash of the text, so that equal texts are never negatives of each other; without text the id."""
+    text = " ".join(unicodedata.normalize("NFKC", values["text"]).casefold().split())
+    return f"text-{hashlib.sha256(text.encode()).hexdigest()[:16]}" if text else values["id"]
 
 
 def _number(name: str, value: object) -> float | int:

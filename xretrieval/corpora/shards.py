@@ -6,14 +6,13 @@ redoes the others, so it ends with the same bytes as one that never stopped.
 
 import functools
 import hashlib
-import json
 import logging
 import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from xretrieval.errors import UserError
+from xretrieval.errors import UserError, read_json, write_json
 
 Shard = tuple[int, Any]
 
@@ -31,7 +30,7 @@ def read_marker(out_dir: str | os.PathLike, index: int, total: int, key: str) ->
     marker = marker_path(out_dir, index, total)
     if not marker.exists():
         return None
-    summary = json.loads(marker.read_text())
+    summary = read_json(marker)
     data = data_path(out_dir, index, total)
     whole = data.exists() and data.stat().st_size == summary["bytes"]
     return summary if whole and summary["key"] == key else None
@@ -56,13 +55,19 @@ def commit_shard(out_dir: str, index: int, total: int, key: str, records: Sequen
     os.replace(temporary, data)
     summary = {**summary, "key": key, "records": len(records), "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     marker = marker_path(out_dir, index, total)
-    marker.with_suffix(".json.tmp").write_text(json.dumps(summary, sort_keys=True))
-    os.replace(marker.with_suffix(".json.tmp"), marker)
+    write_json(marker, summary)
     return summary
 
 
 def run_shards(
-    make_shard: Callable[[int], dict], out_dir: str, total: int, key: str, num_workers: int, label: str, beam_flags: Sequence[str] = ()
+    make_shard: Callable[[int], dict],
+    out_dir: str,
+    total: int,
+    key: str,
+    num_workers: int,
+    label: str,
+    beam_flags: Sequence[str] = (),
+    redo: Callable[[dict], bool] = lambda summary: False,
 ) -> list[dict]:
     """Runs `make_shard(index)`, which commits shard `index`, for every shard that is not committed yet.
 
@@ -73,6 +78,7 @@ def run_shards(
       key: what the shards are made from; a shard committed under another key is made again.
       num_workers: 1 runs in this process; from 2 on, Beam's FnApiRunner in so many processes.
       label: for messages.
+      redo: whether a committed shard, by its summary, is made again; e.g. one with failures, which may have been mended.
       beam_flags: Beam's own flags, e.g. `--runner=DataflowRunner`; with a runner given, Beam decides everything.
 
     Returns:
@@ -82,7 +88,10 @@ def run_shards(
         pathlib.Path(out_dir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out_dir}: cannot be written ({error.strerror}); give another folder") from error
-    missing = [i for i in range(total) if read_marker(out_dir, i, total, key) is None]
+    before = [read_marker(out_dir, i, total, key) for i in range(total)]
+    missing = [i for i, summary in enumerate(before) if summary is None or redo(summary)]
+    for index in missing:
+        marker_path(out_dir, index, total).unlink(missing_ok=True)
     if missing and num_workers == 1 and not beam_flags:
         from xretrieval.progress import track
 

@@ -13,7 +13,7 @@ from xretrieval.corpora import shards
 from xretrieval.corpora.manifest import read_manifest
 from xretrieval.data import records
 from xretrieval.data.vocabulary import DEFAULT_TEMPLATE, prefix_pieces, train_text_tokenizer
-from xretrieval.errors import UserError
+from xretrieval.errors import UserError, read_json, write_json
 from xretrieval.progress import track
 from xretrieval.units.extract import read_index
 
@@ -45,12 +45,12 @@ def text_tokenizer(
     pieces = sorted({piece for code in codes for piece in prefix_pieces(template, code)})
     key = hashlib.sha256(json.dumps([list(texts), pieces, vocab_size, fold_case]).encode()).hexdigest()
     made_from = pathlib.Path(f"{out_file}.json")
-    if made_from.exists() and os.path.exists(out_file) and json.loads(made_from.read_text())["key"] == key:
+    if made_from.exists() and os.path.exists(out_file) and read_json(made_from)["key"] == key:
         return out_file
     made_from.unlink(missing_ok=True)
     train_text_tokenizer(texts, out_file, vocab_size, pieces, fold_case)
     languages = {code: sum(u.language == code for u in utterances) for code in sorted({u.language for u in utterances})}
-    made_from.write_text(json.dumps({"key": key, "texts_by_language": languages, "vocab_size": vocab_size}, indent=2) + "\n")
+    write_json(made_from, {"key": key, "texts_by_language": languages, "vocab_size": vocab_size})
     return out_file
 
 

@@ -17,17 +17,19 @@ KINDS = (SPEECH_TO_TEXT, TEXT_TO_ENGLISH)
 def to_pairs(records: Iterable[UnitRecord], kind: str, vocabulary: Vocabulary) -> Iterator[dict]:
     """Pairs of one kind: `inputs` (int32 IDs of speech, or text), `targets` (text), `pair_id`.
 
-    A sentence spoken several times gives one text pair; a record without a translation gives none.
+    A sentence spoken several times gives one text pair; a record without an English translation gives none, one without text neither.
     """
     seen = set()
     for record in records:
         utterance = record.utterance
         pair = np.int64(pair_id(utterance.sentence_id))
+        if not utterance.text:
+            continue
         if kind == SPEECH_TO_TEXT:
             yield {"inputs": vocabulary.encode_units(record.units), "targets": utterance.text, "pair_id": pair}
-        elif utterance.translation and (utterance.text, utterance.translation) not in seen:
-            seen.add((utterance.text, utterance.translation))
-            yield {"inputs": utterance.text, "targets": utterance.translation, "pair_id": pair}
+        elif utterance.english and (utterance.text, utterance.english) not in seen:
+            seen.add((utterance.text, utterance.english))
+            yield {"inputs": utterance.text, "targets": utterance.english, "pair_id": pair}
 
 
 def uniform(*key: int | np.ndarray) -> np.ndarray:

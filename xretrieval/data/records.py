@@ -5,14 +5,13 @@ A folder a task and split: ArrayRecord shards, `index.npy` (uint16 [N, 2]: token
 """
 
 import hashlib
-import json
 import os
 import pathlib
 
 import numpy as np
 
 from xretrieval.corpora import shards
-from xretrieval.errors import UserError
+from xretrieval.errors import UserError, read_json, write_json
 
 
 def pair_id(sentence_id: str) -> int:
@@ -43,8 +42,7 @@ def write_index(directory: str, key: str, shard_sizes: list[int], lengths_N2: np
         np.save(out, lengths_N2.astype(np.uint16), allow_pickle=False)
     os.replace(path / "index.npy.tmp", path / "index.npy")
     record = {"key": key, "shard_sizes": shard_sizes, "examples": int(sum(shard_sizes))}
-    (path / "records.json.tmp").write_text(json.dumps(record, indent=2) + "\n")
-    os.replace(path / "records.json.tmp", path / "records.json")
+    write_json(path / "records.json", record)
 
 
 class TaskRecords:
@@ -57,7 +55,7 @@ class TaskRecords:
         description = self.directory / "records.json"
         if not description.exists():
             raise UserError(f"{description}: no token records there; make them with `xretrieval data build`")
-        record = json.loads(description.read_text())
+        record = read_json(description)
         self.key: str = record["key"]
         self.lengths_N2 = np.load(self.directory / "index.npy", mmap_mode="r", allow_pickle=False)
         total = len(record["shard_sizes"])

@@ -1,19 +1,23 @@
 """`xretrieval demo`: the verbs, one after another, on the polyglot corpus. Every stage reuses what is finished."""
 
 import argparse
+import contextlib
 import json
+import math
 import os
 import pathlib
 import time
+from collections.abc import Iterator
 
 from xretrieval import machine
 from xretrieval.corpora.manifest import read_manifest
-from xretrieval.errors import UserError
+from xretrieval.errors import UserError, read_json, write_json
 from xretrieval.main import run_verb
 from xretrieval.search.index import Index
 from xretrieval.search.retriever import Retriever
 
 GIN_FILE = "gin_configs/runs/polyglot.gin"
+UNSEEN = ("pl_pl", "uk_ua", "cs_cz", "ro_ro", "da_dk", "hr_hr")  # as in that file; a test holds them equal
 STAGES = (
     ("corpus", ("corpus",)),
     ("units", ("units fit", "units extract")),
@@ -26,17 +30,24 @@ STAGES = (
 
 
 class Times:
-    """Seconds of each stage, kept in `seconds.json`: a stage that is only reused does not overwrite what it took."""
+    """Seconds of each stage, kept in `seconds.json`. What an interrupted run spent counts; a stage that is only reused keeps what it took."""
 
     def __init__(self, workdir: pathlib.Path):
         self.path = workdir / "seconds.json"
-        self.seconds: dict[str, float] = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.seconds: dict[str, float] = read_json(self.path) if self.path.exists() else {}
 
-    def add(self, stage: str, seconds: float) -> None:
-        self.seconds[stage] = round(max(seconds, self.seconds.get(stage, 0.0)), 1)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.seconds, indent=2) + "\n")
-        os.replace(temporary, self.path)
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Times what is in it."""
+        begun, finished = time.monotonic(), False
+        try:
+            yield
+            finished = True
+        finally:
+            unfinished = f"{name}, unfinished"
+            spent = time.monotonic() - begun + self.seconds.pop(unfinished, 0.0)
+            self.seconds[name if finished else unfinished] = round(max(spent, self.seconds.get(name, 0.0)) if finished else spent, 1)
+            write_json(self.path, self.seconds)
 
 
 def settings(arguments: argparse.Namespace) -> list[str]:
@@ -53,14 +64,16 @@ def settings(arguments: argparse.Namespace) -> list[str]:
         "INDEX": "index.db",
     }
     root = pathlib.Path(arguments.workdir)
-    out = [f"{name}={root / place!s}" for name, place in places.items()]
-    out += [f"fit_units.manifest={root / 'corpus/train.jsonl'}", f"SEED={arguments.seed}"]
+    # Quoted: a folder called 2024 is not a number.
+    out = [f"{name}={str(root / place)!r}" for name, place in places.items()]
+    out += [f"fit_units.manifest={str(root / 'corpus/train.jsonl')!r}", f"SEED={arguments.seed}"]
     out.append(f"TOKENIZER_MANIFESTS={(str(root / 'corpus/train.jsonl'), str(root / 'corpus/text_unseen_train.jsonl'))!r}")
     if arguments.languages:
         seen, unseen = languages(arguments.languages)
         out += [f"corpus.seen_languages={seen!r}", f"UNSEEN_LANGUAGES={unseen!r}"]
         if arguments.languages == "all":
-            out += ["corpus.slots=hard", "text_tokenizer.vocab_size=1000"]
+            # Twice the languages and harder slots: fewer sentences of each, more steps. A longer run; see the README.
+            out += ["corpus.slots=hard", "corpus.train_sentences=1500", "train.num_steps=1500"]
     return out
 
 
@@ -72,28 +85,37 @@ def languages(choice: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if choice == "all":
         return polyglot.TRAINABLE, polyglot.UNSEEN
     seen = tuple(dict.fromkeys(["en_us", *(found.code for found in parse(choice))]))
-    unseen = tuple(code for code in ("pl_pl", "uk_ua", "cs_cz", "ro_ro", "da_dk", "hr_hr") if code not in seen)
+    if len(seen) < 2:
+        raise UserError(f"--languages {choice}: name at least one language beside English, which comes along")
+    for code in seen:
+        polyglot.cldr_and_voice(code)
+    unseen = tuple(code for code in UNSEEN if code not in seen)
+    if not unseen:
+        raise UserError(f"--languages {choice}: leave out one of {', '.join(UNSEEN)}: some language has to be unseen")
     return seen, unseen
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs every stage, and says how to go on."""
     root = pathlib.Path(arguments.workdir)
+    if arguments.minutes is not None and not 0 < arguments.minutes < math.inf:
+        raise UserError(f"--minutes {arguments.minutes}: give a time above 0")
+    if arguments.seed < 0:
+        raise UserError(f"--seed {arguments.seed}: give 0 or more")
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{root}: cannot be written ({error.strerror}); give another --workdir") from error
     overrides, times, advice = settings(arguments), Times(root), ""
     for stage, verbs in STAGES:
-        begun = time.monotonic()
         print(f"== {stage}", flush=True)
-        for verb in verbs:
-            if stage == "train":
-                overrides += steps_for(arguments, overrides, root)
-            run_verb(verb, [GIN_FILE], overrides)
-        if stage == "search":
-            advice = examples(root)
-        times.add(stage, time.monotonic() - begun)
+        if stage == "train":
+            overrides += steps_for(arguments, overrides, root)
+        with times.stage(stage):
+            for verb in verbs:
+                run_verb(verb, [GIN_FILE], overrides)
+            if stage == "search":
+                advice = examples(root)
     finish_report(root, times, arguments)
     print(advice)
     return 0
@@ -104,7 +126,7 @@ def steps_for(arguments: argparse.Namespace, overrides: list[str], root: pathlib
     if arguments.minutes is None:
         return []
     path = root / "steps.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
+    known = read_json(path) if path.exists() else {}
     if known.get("minutes") != arguments.minutes:
         import tempfile
 
@@ -115,7 +137,7 @@ def steps_for(arguments: argparse.Namespace, overrides: list[str], root: pathlib
         # The first step holds the compilation.
         seconds = sum(1.0 / line["steps_per_second"] for line in lines[1:]) / len(lines[1:])
         known = {"minutes": arguments.minutes, "seconds_a_step": seconds, "num_steps": max(1, round(arguments.minutes * 60.0 / seconds))}
-        path.write_text(json.dumps(known) + "\n")
+        write_json(path, known)
     print(f"{known['num_steps']} steps of {known['seconds_a_step'] * 1e3:.0f} ms make {arguments.minutes:g} minutes")
     return [f"train.num_steps={known['num_steps']}"]
 
@@ -164,7 +186,11 @@ def finish_report(root: pathlib.Path, times: Times, arguments: argparse.Namespac
     """Adds to the report what only the demo knows: seconds, machine, command."""
     from xretrieval.evaluate.report import write_report
 
-    results = json.loads((root / "report.json").read_text())
+    results = read_json(root / "report.json")
+    # Whether a language's text trained the text tokenizer is a choice of TOKENIZER_MANIFESTS: what it was stands beside its figures.
+    texts = read_json(root / "text_tokenizer/tokenizer.model.json")["texts_by_language"]
+    for code, entry in results["languages"].items():
+        entry["text_trained_the_tokenizer"] = bool(texts.get(code))
     flags = [f"--{name} {value}" for name, value in vars(arguments).items() if value not in (None, 0, "demo_run")]
     results |= {
         "seconds": times.seconds,

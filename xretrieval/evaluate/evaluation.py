@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from xretrieval.errors import UserError
 from xretrieval.evaluate.retrieval import retrieval_metrics
 from xretrieval.units.extract import UnitRecord, read_unit_records
 
@@ -18,7 +19,7 @@ class TextPool:
 
     def __init__(self, records: Sequence[UnitRecord], encode_text: Encode):
         texts = {(u.language, u.sentence_id): u.text for u in (r.utterance for r in records)}
-        texts |= {(ENGLISH, u.sentence_id): u.translation for u in (r.utterance for r in records) if u.translation}
+        texts |= {(ENGLISH, u.sentence_id): u.english for u in (r.utterance for r in records) if u.english}
         self.keys = sorted(texts)
         self.vectors_NE = encode_text([texts[key] for key in self.keys], [key[0] for key in self.keys])
 
@@ -32,31 +33,43 @@ def evaluate_records(records: Sequence[UnitRecord], encode_units: Encode, encode
 
     A transcript is found when it is the recording's own. In the joint pool (texts or recordings of all languages together) the
     positives are the recording's sentence in its own language; `_any_language` counts the same meaning in another language too. English
-    texts are the translations, with the transcripts of English recordings where there are some.
+    texts are the translations, with the transcripts of English recordings where there are some. A text without a recording is a candidate
+    and no query; a recording without text is neither, and how many there are is printed.
     """
+    silent = sum(not r.utterance.text for r in records)
+    if silent:
+        print(f"{silent} recordings have no text and are left out of the evaluation")
+        records = [r for r in records if r.utterance.text]
     pool = TextPool(records, encode_text)
     languages = sorted({r.utterance.language for r in records})
     speech_keys = [(r.utterance.language, r.utterance.sentence_id) for r in records]
     speech_QE = encode_units([r.units for r in records], [key[0] for key in speech_keys])
     joint_NE, joint_keys = pool.of(languages)
     english_NE, english_keys = pool.of([ENGLISH])
+    english_sentences = set(_sentences(english_keys))
     out: dict[str, dict] = {}
     for language in languages:
         here = [i for i, key in enumerate(speech_keys) if key[0] == language]
         query_QE, query_keys = speech_QE[here], [speech_keys[i] for i in here]
         own_NE, own_keys = pool.of([language])
+        own_spoken = set(query_keys)
+        spoken = [i for i, key in enumerate(own_keys) if key in own_spoken]
+        spoken_NE, spoken_keys = own_NE[spoken], [own_keys[i] for i in spoken]
         entry = {
             "seen": language in seen,
             "speech_to_text": retrieval_metrics((query_QE, own_NE), query_keys, own_keys),
-            "text_to_speech": retrieval_metrics((own_NE, query_QE), own_keys, query_keys),
+            "text_to_speech": retrieval_metrics((spoken_NE, query_QE), spoken_keys, query_keys),
             "speech_to_text_joint_pool": retrieval_metrics((query_QE, joint_NE), query_keys, joint_keys),
             "speech_to_text_joint_pool_any_language": retrieval_metrics(
                 (query_QE, joint_NE), _sentences(query_keys), _sentences(joint_keys)
             ),
-            "text_to_speech_joint_pool": retrieval_metrics((own_NE, speech_QE), own_keys, speech_keys),
+            "text_to_speech_joint_pool": retrieval_metrics((spoken_NE, speech_QE), spoken_keys, speech_keys),
         }
-        if language != ENGLISH and english_keys:
-            entry["speech_to_english"] = retrieval_metrics((query_QE, english_NE), _sentences(query_keys), _sentences(english_keys))
+        translated = [i for i, (_, sentence) in enumerate(query_keys) if sentence in english_sentences]
+        if language != ENGLISH and translated:
+            entry["speech_to_english"] = retrieval_metrics(
+                (query_QE[translated], english_NE), _sentences([query_keys[i] for i in translated]), _sentences(english_keys)
+            )
         out[language] = entry
     return out
 
@@ -85,6 +98,10 @@ def evaluate(
     languages = evaluate_records(list(read_unit_records(os.path.join(units_dir, split))), encode_units, encode_text, seen)
     if held_out_split:
         others = evaluate_records(list(read_unit_records(os.path.join(units_dir, held_out_split))), encode_units, encode_text, seen)
+        if alone := others.keys() - languages.keys():
+            raise UserError(
+                f"{os.path.join(units_dir, held_out_split)}: has {', '.join(sorted(alone))}, which {split} lacks; evaluate it apart"
+            )
         for language, entry in others.items():
             languages[language]["held_out_voices"] = {name: value for name, value in entry.items() if name != "seen"}
     return languages

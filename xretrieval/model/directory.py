@@ -8,7 +8,6 @@ README.md NOTICE    model card; licences of the parts
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 import shutil
@@ -19,7 +18,7 @@ import safetensors
 import safetensors.numpy
 
 from xretrieval.data.vocabulary import Vocabulary
-from xretrieval.errors import UserError
+from xretrieval.errors import UserError, read_json, write_json
 from xretrieval.model.tower import Params, TowerConfig
 from xretrieval.units.tokenizer import UnitTokenizer
 
@@ -78,15 +77,14 @@ def write(
         "trained_languages": list(identity["trained_languages"]),
         "fingerprint": identity["fingerprint"],
     }
-    (out / "xretrieval.json.tmp").write_text(json.dumps(record, indent=2) + "\n")
-    os.replace(out / "xretrieval.json.tmp", out / "xretrieval.json")
+    write_json(out / "xretrieval.json", record)
 
 
 def _description(model_dir: str | os.PathLike) -> dict:
     path = pathlib.Path(model_dir) / "xretrieval.json"
     if not path.exists():
         raise UserError(f"{path}: no model there; make one with `xretrieval export`")
-    record = json.loads(path.read_text())
+    record = read_json(path)
     if record["format_version"] != FORMAT_VERSION:
         raise UserError(
             f"{path}: format version {record['format_version']}, this xretrieval reads {FORMAT_VERSION}; export the model again"

@@ -84,6 +84,10 @@ class ExtendedEmbedding(nnx.Module):
             raise UserError(
                 f"{rows} embedding rows do not divide over {shards} shards; set TowerConfig.row_multiple to a multiple of {shards}"
             )
+        if width % mesh.shape["data"]:
+            raise UserError(
+                f"TowerConfig.width {width} does not divide over {mesh.shape['data']} devices of the axis `data`; change one of them"
+            )
         # Scaled by sqrt(D) after the lookup, as in Gemma, so that a looked-up vector has unit variance.
         self.table_VD = nnx.Param(jax.random.normal(rngs.params(), (rows, width), out_sharding=mesh_lib.spec("vocab", None)) * width**-0.5)
 

@@ -4,7 +4,6 @@ Orbax catches flipped bytes in its data files but not in all of its metadata, so
 """
 
 import hashlib
-import json
 import logging
 import os
 import pathlib
@@ -13,7 +12,7 @@ import shutil
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from xretrieval.errors import UserError
+from xretrieval.errors import UserError, read_json, write_json
 from xretrieval.train.state import TrainState
 
 MANIFEST = "xretrieval_manifest.json"
@@ -52,9 +51,7 @@ def save(workdir: str | os.PathLike, step: int, state: TrainState, keep: int = 2
         raise UserError(f"{step_dir}: cannot be saved ({reason}); free space, then run again: earlier checkpoints are kept") from error
     logger.setLevel(level)
     if jax.process_index() == 0:
-        temporary = step_dir / f"{MANIFEST}.tmp"
-        temporary.write_text(json.dumps({"step": step, "sha256": _hashes(step_dir)}, indent=1))
-        os.replace(temporary, step_dir / MANIFEST)
+        write_json(step_dir / MANIFEST, {"step": step, "sha256": _hashes(step_dir)})
         for old in steps(workdir)[:-keep]:
             shutil.rmtree(_root(workdir) / str(old))
 
@@ -66,7 +63,7 @@ def restore(workdir: str | os.PathLike, step: int, abstract: TrainState) -> Trai
       UserError: a file of the checkpoint is missing or changed, or the tower has another shape than the checkpoint's.
     """
     step_dir = _root(workdir) / str(step)
-    expected = json.loads((step_dir / MANIFEST).read_text())["sha256"]
+    expected = read_json(step_dir / MANIFEST)["sha256"]
     found = {name: digest for name, digest in _hashes(step_dir).items() if name != f"{MANIFEST}.tmp"}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):

@@ -3,11 +3,10 @@
 import contextlib
 import dataclasses
 import json
-import os
 import pathlib
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -15,7 +14,7 @@ import optax
 
 from xretrieval import mesh as mesh_lib
 from xretrieval.data.pipeline import BatchPipeline, TaskData
-from xretrieval.errors import UserError
+from xretrieval.errors import UserError, read_json, write_json
 from xretrieval.model import directory
 from xretrieval.model.embedding import check_lookup
 from xretrieval.model.tower import TowerConfig
@@ -105,7 +104,8 @@ def train(
     mesh = mesh_lib.make_mesh(mesh_model, mesh_replica)
     mesh_lib.check_batch(batch_size, mesh)
     config = dataclasses.replace(tower, vocab_size=data.vocab_size)
-    check_identity(workdir, {**data.identity, "tower": dataclasses.asdict(config)})
+    order = {"batch_size": batch_size, "seed": seed, "rates": {task.name: task.rate for task in data.tasks}}
+    check_identity(workdir, {**data.identity, "tower": dataclasses.asdict(config), "order": order})
     pipeline = BatchPipeline(data.tasks, batch_size, data.vocab_size, seed, input_length, target_length)
     if max(pipeline.lengths) > config.max_positions:
         raise UserError(
@@ -114,21 +114,30 @@ def train(
     tx = make_optimizer(optimizer, num_steps)
     with jax.set_mesh(mesh):
         check_lookup()
-        initial, start = initial_state(workdir, config, tx, loss, seed, init_from, data.identity)
+        state, start = initial_state(workdir, config, tx, loss, seed, init_from, data.identity)
+        if start > num_steps:
+            raise UserError(f"{workdir}: {start} steps are done already; set train.num_steps to more, or give another workdir")
         end = num_steps if stop_after is None else min(num_steps, start + stop_after)
-        with MetricWriter(workdir, start) as writer, StopOnSignal() as stop:
+        reading = contextlib.closing(pipeline.batches(start, end, jax.process_index(), jax.process_count()))
+        with MetricWriter(workdir, start) as writer, StopOnSignal() as stop, reading as batches:
             reporter = Reporter(writer, batch_size, log_every, start)
-            for step, state, metrics in steps(initial, pipeline, start, end, config, loss, tx):
+            for step, batch in enumerate(track(batches, end - start, "training"), start + 1):
+                placed = place(batch, mesh)
+                with jax.transfer_guard("disallow"):
+                    state, metrics = train_step(state, placed, config, loss, tx)
                 stopping = stop.signal != 0  # read once: a signal from here on is the next step's
                 save = step == end or stopping or step % checkpoint_every == 0
                 reporter.add(step, metrics, wait=save)
-                if save:
-                    checkpoint.save(workdir, step, state)
+                # Before it is saved: a step that is saved is a step whose metrics are written.
                 if validate and not stopping and (step == num_steps or (validate_every and step % validate_every == 0)):
                     writer.write(step, validate(config, state.params["tower"]))
+                if save:
+                    checkpoint.save(workdir, step, state)
                 if stopping:
-                    raise KeyboardInterrupt
-    return max(start, end)
+                    break
+        if stop.signal:
+            raise KeyboardInterrupt
+    return end
 
 
 def initial_state(
@@ -142,25 +151,6 @@ def initial_state(
     if init_from:
         state = state_lib.with_moments(directory.read_params(init_from, state_lib.abstract(state).params, identity), tx)
     return state, 0
-
-
-def steps(
-    state: TrainState,
-    pipeline: BatchPipeline,
-    start: int,
-    end: int,
-    config: TowerConfig,
-    loss: LossConfig,
-    tx: optax.GradientTransformation,
-) -> Iterator[tuple[int, TrainState, dict[str, jax.Array]]]:
-    """Yields (steps done, state, metrics on the device) after each step; a state is donated to the step after it."""
-    mesh = jax.sharding.get_mesh()
-    with contextlib.closing(pipeline.batches(start, end, jax.process_index(), jax.process_count())) as batches:
-        for step, batch in enumerate(track(batches, end - start, "training"), start + 1):
-            placed = place(batch, mesh)
-            with jax.transfer_guard("disallow"):
-                state, metrics = train_step(state, placed, config, loss, tx)
-            yield step, state, metrics
 
 
 class Reporter:
@@ -188,8 +178,10 @@ class Reporter:
         rate = (step - self.last[0]) / max(now - self.last[1], 1e-9)
         self.writer.write(step, {**values, "steps_per_second": rate, "pairs_per_second": rate * self.batch_size})
         self.last, self.pending = (step, now), None
-        if not np.isfinite(values["loss"]):
-            raise UserError(f"the loss is {values['loss']} at step {step}; lower OptimizerConfig.learning_rate and start in a new workdir")
+        if not np.isfinite(values["loss"] + values["gradient_norm"]):
+            raise UserError(
+                f"the loss is {values['loss']}, its gradient {values['gradient_norm']} at step {step}; lower OptimizerConfig.learning_rate and start in a new workdir"
+            )
 
 
 def check_identity(workdir: str, identity: dict) -> None:
@@ -197,7 +189,7 @@ def check_identity(workdir: str, identity: dict) -> None:
     path = pathlib.Path(workdir) / "run.json"
     identity = json.loads(json.dumps(identity))
     if path.exists():
-        before = json.loads(path.read_text())
+        before = read_json(path)
         changed = sorted(k for k in before.keys() | identity.keys() if before.get(k) != identity.get(k))
         if changed:
             raise UserError(
@@ -206,7 +198,6 @@ def check_identity(workdir: str, identity: dict) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".tmp").write_text(json.dumps(identity, indent=2) + "\n")
-        os.replace(path.with_suffix(".tmp"), path)
+        write_json(path, identity)
     except OSError as error:
         raise UserError(f"{workdir}: cannot be written ({error.strerror}); give another workdir") from error

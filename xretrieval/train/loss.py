@@ -15,8 +15,8 @@ def contrastive_loss(
 
     With S = logit_scale * left @ right.T, the loss of row i is log(1 + sum_{j != i} exp(S_ij - S_ii)), over j whose pair ID is another's;
     in this form it keeps its digits when pairs are aligned, where LSE minus positive loses all of them in float32. The same
-    for columns; the two are averaged. Spread-out (Zhang et al. 2017, second moment only): the mean over i != j of (x_i . x_j)^2, on
-    each side, over pairs of another ID.
+    for columns; the two are averaged. Spread-out (Zhang et al. 2017, second moment only): on each side, the sum of (x_i . x_j)^2 over
+    i != j of another pair ID, divided by B (B - 1).
 
     Args:
       left_BE, right_BE: float32 [B, E] of unit norm, split over the batch axes.

@@ -28,7 +28,7 @@ def loss_fn(params: dict, batch: Batch, config: tower.TowerConfig, loss_config: 
     """Embeds both sides with the one tower, and compares them."""
     left_BE = tower.embed_rows(config, params["tower"], batch["left_tokens"], batch["left_lengths"])
     right_BE = tower.embed_rows(config, params["tower"], batch["right_tokens"], batch["right_lengths"])
-    logit_scale = jnp.exp(jnp.minimum(params["log_logit_scale"], np.float32(np.log(loss_config.max_logit_scale))))
+    logit_scale = jnp.exp(params["log_logit_scale"])
     loss, parts = contrastive_loss(left_BE, right_BE, logit_scale, batch["pair_id"], loss_config.spread_out_weight)
     return loss, {"loss": loss, "logit_scale": logit_scale, **parts}
 
@@ -41,4 +41,7 @@ def train_step(
     gradients, metrics = jax.grad(loss_fn, has_aux=True)(state.params, batch, config, loss_config)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     metrics["gradient_norm"] = optax.tree.norm(gradients)
-    return TrainState(optax.apply_updates(state.params, updates), opt_state), metrics
+    params = optax.apply_updates(state.params, updates)
+    # Clamped here, not in the loss, where a scale beyond the clamp would have no gradient to come back by.
+    params["log_logit_scale"] = jnp.minimum(params["log_logit_scale"], np.float32(np.log(loss_config.max_logit_scale)))
+    return TrainState(params, opt_state), metrics

@@ -6,12 +6,12 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from xretrieval.corpora import shards
 from xretrieval.corpora.audio import load_audio
-from xretrieval.corpora.manifest import Utterance, read_manifest
-from xretrieval.errors import UserError
+from xretrieval.corpora.manifest import Utterance, manifest_path, read_manifest
+from xretrieval.errors import UserError, read_json, write_json
 from xretrieval.units.tokenizer import UnitTokenizer
 
 
@@ -21,11 +21,17 @@ def _tokenizer(directory: str) -> UnitTokenizer:
     return UnitTokenizer.load(directory)
 
 
+def _recordings(manifest: str) -> list[Utterance]:
+    """The utterances with sound; a line of text alone is for the text tokenizer."""
+    return [utterance for utterance in read_manifest(manifest) if utterance.audio]
+
+
 def _extract_shard(index: int, *, total: int, manifest: str, tokenizer_dir: str, out_dir: str, key: str) -> dict:
     tokenizer = _tokenizer(tokenizer_dir)
     records, failures, seconds = [], [], 0.0
     languages: dict[str, int] = {}
-    for utterance in read_manifest(manifest)[index::total]:
+    counts: dict[str, dict[str, int]] = {"with_text": {}, "with_english": {}}
+    for utterance in _recordings(manifest)[index::total]:
         try:
             samples_T = load_audio(utterance.recording, utterance.start, utterance.duration)
             units = tokenizer.encode(samples_T)
@@ -34,9 +40,24 @@ def _extract_shard(index: int, *, total: int, manifest: str, tokenizer_dir: str,
             continue
         records.append(json.dumps({**dataclasses.asdict(utterance), "units": units.tolist()}, ensure_ascii=False, sort_keys=True).encode())
         languages[utterance.language] = languages.get(utterance.language, 0) + 1
+        for kind, has in (("with_text", utterance.text), ("with_english", utterance.text and utterance.english)):
+            counts[kind][utterance.language] = counts[kind].get(utterance.language, 0) + bool(has)
         seconds += len(samples_T) / 16_000
-    summary = {"languages": languages, "failures": failures, "seconds": seconds, "fingerprint": tokenizer.fingerprint}
+    summary = {"languages": languages, **counts, "failures": failures, "seconds": seconds, "fingerprint": tokenizer.fingerprint}
     return shards.commit_shard(out_dir, index, total, key, records, summary)
+
+
+def _has_failures(summary: dict) -> bool:
+    return bool(summary["failures"])
+
+
+def _total(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    """Sums of counts by language, in order."""
+    total: dict[str, int] = {}
+    for by_language in counts:
+        for language, count in by_language.items():
+            total[language] = total.get(language, 0) + count
+    return dict(sorted(total.items()))
 
 
 def extract(
@@ -47,11 +68,12 @@ def extract(
     A recording that cannot be read is listed in `failures.jsonl` with its id, file and reason; records and failures add up to the
     manifest. Committed shards are skipped, so a second run finishes what a first one began.
     """
-    digest = hashlib.sha256(pathlib.Path(_existing(manifest)).read_bytes()).hexdigest()
+    manifest = str(manifest_path(manifest))
+    digest = hashlib.sha256(pathlib.Path(manifest).read_bytes()).hexdigest()
     fingerprint = _tokenizer.__wrapped__(tokenizer_dir).fingerprint
-    count = len(read_manifest(manifest))
+    count = len(_recordings(manifest))
     if count == 0:
-        raise UserError(f"{manifest}: the manifest is empty; it needs one line a recording")
+        raise UserError(f"{manifest}: the manifest is empty; it needs one line a recording, with `audio`")
     total = min(num_shards, count)
     key = hashlib.sha256(f"{digest} {fingerprint} {total}".encode()).hexdigest()
     make = functools.partial(
@@ -62,12 +84,10 @@ def extract(
         out_dir=os.path.abspath(out_dir),
         key=key,
     )
-    summaries = shards.run_shards(make, out_dir, total, key, num_workers, f"units of {pathlib.Path(manifest).stem}", beam_flags)
+    summaries = shards.run_shards(
+        make, out_dir, total, key, num_workers, f"units of {pathlib.Path(manifest).stem}", beam_flags, _has_failures
+    )
     failures = [failure for summary in summaries for failure in summary["failures"]]
-    languages: dict[str, int] = {}
-    for summary in summaries:
-        for language, n in summary["languages"].items():
-            languages[language] = languages.get(language, 0) + n
     index = {
         "key": key,
         "fingerprint": fingerprint,
@@ -76,21 +96,14 @@ def extract(
         "records": sum(summary["records"] for summary in summaries),
         "failed": len(failures),
         "seconds_of_sound": round(sum(summary["seconds"] for summary in summaries), 3),
-        "languages": dict(sorted(languages.items())),
+        **{name: _total(summary[name] for summary in summaries) for name in ("languages", "with_text", "with_english")},
     }
     if index["records"] + index["failed"] != count:
         raise UserError(f"{out_dir}: {index['records']} records and {index['failed']} failures for {count} utterances; delete the folder")
     out = pathlib.Path(out_dir)
     (out / "failures.jsonl").write_text("".join(json.dumps(f, ensure_ascii=False) + "\n" for f in failures))
-    (out / "index.json.tmp").write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n")
-    os.replace(out / "index.json.tmp", out / "index.json")
+    write_json(out / "index.json", index)
     return index
-
-
-def _existing(path: str) -> str:
-    if not os.path.exists(path):
-        raise UserError(f"{path}: no such file; give the path of a manifest")
-    return path
 
 
 def read_index(directory: str | os.PathLike) -> dict:
@@ -98,7 +111,7 @@ def read_index(directory: str | os.PathLike) -> dict:
     path = pathlib.Path(directory) / "index.json"
     if not path.exists():
         raise UserError(f"{path}: no unit records there; make them with `xretrieval units extract`")
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -67,7 +67,9 @@ def seed_plus_plus(x_NW: np.ndarray, num_clusters: int, rng: np.random.Generator
         distance_N = np.minimum(distance_N, np.maximum(0.0, norm_N - 2.0 * (x_NW @ last_W) + last_W @ last_W))
         total = distance_N.sum()
         if total <= 0.0:
-            raise UserError(f"k-means: only {k} distinct frames for {num_clusters} clusters; lower num_clusters or sample more sound")
+            raise UserError(
+                f"k-means: only {k} distinct frames for {num_clusters} clusters; lower fit_units.num_units or sample more sound"
+            )
         codebook_KW[k] = x_NW[rng.choice(x_NW.shape[0], p=distance_N / total)]
     return codebook_KW
 
@@ -88,7 +90,7 @@ def fit(x_NW: np.ndarray, num_clusters: int, iterations: int, seed: int) -> tupl
       UserError: fewer (distinct) frames than clusters, or non-finite frames.
     """
     if x_NW.shape[0] < num_clusters:
-        raise UserError(f"k-means: {x_NW.shape[0]} frames for {num_clusters} clusters; lower num_clusters or sample more sound")
+        raise UserError(f"k-means: {x_NW.shape[0]} frames for {num_clusters} clusters; lower fit_units.num_units or sample more sound")
     if not np.isfinite(x_NW).all():
         raise UserError("k-means: the features hold NaN or infinity; check the recordings with `xretrieval data check`")
     rng = np.random.default_rng(seed)

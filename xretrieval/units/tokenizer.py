@@ -3,6 +3,7 @@
 A folder with `unit_tokenizer.json` (front end, codebook size, deduplication, what it was fitted on) and `codebook.safetensors`.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -15,7 +16,7 @@ import safetensors
 import safetensors.numpy
 
 from xretrieval.corpora.audio import load_audio
-from xretrieval.corpora.manifest import Utterance, read_manifest
+from xretrieval.corpora.manifest import Utterance, manifest_path, read_manifest
 from xretrieval.errors import UserError
 from xretrieval.progress import track
 from xretrieval.units import frontend, kmeans
@@ -131,9 +132,9 @@ def fit(
     """
     utterances = [u for u in read_manifest(manifest) if u.audio]
     settings = [num_units, utterances_per_language, iterations, collapse_repeats, dataclasses.asdict(frontend_config), seed]
-    digest = hashlib.sha256(pathlib.Path(manifest).read_bytes())
+    digest = hashlib.sha256(manifest_path(manifest).read_bytes())
     digest.update(json.dumps(settings, sort_keys=True).encode())
-    if (pathlib.Path(out_dir) / "unit_tokenizer.json").exists():
+    with contextlib.suppress(UserError):  # none there, or one whose refit was interrupted
         existing = UnitTokenizer.load(out_dir)
         if existing.fitted_on.get("key") == digest.hexdigest():
             return existing

@@ -1,0 +1,109 @@
+"""The verbs, where their parts live, and their flags. Imports nothing heavy: `--help` is quick."""
+
+import argparse
+import difflib
+
+from xretrieval.errors import UserError
+
+# gin name -> where it lives. A verb registers its own and lets a run file's bindings for the others pass.
+CONFIGURABLES = {
+    "corpus": "xretrieval.demo.corpus:generate",
+    "fit_units": "xretrieval.units.tokenizer:fit",
+    "LogMelConfig": "xretrieval.units.frontend:LogMelConfig",
+    "extract_units": "xretrieval.verbs:extract_units",
+    "text_tokenizer": "xretrieval.data.build:text_tokenizer",
+    "mixture": "xretrieval.verbs:mixture",
+    "build": "xretrieval.verbs:build",
+    "train": "xretrieval.train.loop:train",
+    "training_data": "xretrieval.verbs:training_data",
+    "validation": "xretrieval.verbs:validation",
+    "TowerConfig": "xretrieval.model.tower:TowerConfig",
+    "OptimizerConfig": "xretrieval.train.optimizer:OptimizerConfig",
+    "LossConfig": "xretrieval.train.step:LossConfig",
+    "export": "xretrieval.verbs:export",
+    "evaluate": "xretrieval.verbs:evaluate",
+    "index": "xretrieval.verbs:index",
+}
+
+# Where the verbs write whose functions say nothing.
+WRITES = {"corpus": "corpus.out_dir", "units fit": "fit_units.out_dir", "data tokenizer": "text_tokenizer.out_file"}
+VERBS = {
+    "demo": ("the whole system on a small spoken corpus, from nothing", "xretrieval demo --workdir demo_run", ()),
+    "corpus": ("speak the polyglot corpus of the demo", "xretrieval corpus --gin_file=gin_configs/runs/polyglot.gin", ("corpus",)),
+    "data check": ("say what is wrong with a manifest, by line", "xretrieval data check recordings/train.jsonl", ()),
+    "units fit": ("fit the unit tokenizer", "xretrieval units fit --gin_file=gin_configs/runs/polyglot.gin", ("fit_units", "LogMelConfig")),
+    "units extract": (
+        "recordings to unit records",
+        "xretrieval units extract --gin_file=gin_configs/runs/polyglot.gin",
+        ("extract_units",),
+    ),
+    "data tokenizer": (
+        "train the text tokenizer",
+        "xretrieval data tokenizer --gin_file=gin_configs/runs/polyglot.gin",
+        ("text_tokenizer",),
+    ),
+    "data build": (
+        "unit records to token records, by SeqIO",
+        "xretrieval data build --gin_file=gin_configs/runs/polyglot.gin",
+        ("build", "mixture"),
+    ),
+    "train": (
+        "train, or go on training",
+        "xretrieval train --gin_file=gin_configs/runs/polyglot.gin --gin.train.num_steps=200",
+        ("train", "training_data", "validation", "mixture", "TowerConfig", "OptimizerConfig", "LossConfig"),
+    ),
+    "export": ("a checkpoint to a model directory", "xretrieval export --gin_file=gin_configs/runs/polyglot.gin", ("export",)),
+    "evaluate": ("retrieval metrics and their report", "xretrieval evaluate --gin_file=gin_configs/runs/polyglot.gin", ("evaluate",)),
+    "index": ("an index of recordings and texts", "xretrieval index --gin_file=gin_configs/runs/polyglot.gin", ("index",)),
+    "search": (
+        "find recordings or texts",
+        "xretrieval search demo_run/model demo_run/index.db --text 'Montag, Juli und Euro' --language de",
+        (),
+    ),
+}
+
+
+def usage(argv: list[str]) -> int:
+    """What there is, the version, or the nearest verb to one that is not there."""
+    from xretrieval import __version__
+
+    if argv and argv[0] not in ("-h", "--help", "--version"):
+        close = difflib.get_close_matches(" ".join(argv[:2]), VERBS, 1, 0.3)
+        raise UserError(f"no verb {argv[0]!r}" + (f"; did you mean `xretrieval {close[0]}`?" if close else "; see `xretrieval --help`"))
+    if argv and argv[0] == "--version":
+        print(__version__)
+        return 0
+    print("usage: xretrieval VERB [flags]\n\nRetrieval across speech and text. The verbs, in the order of the data:\n")
+    for name, (what, *_) in VERBS.items():
+        print(f"  {name:16}{what}")
+    print(
+        "\n`xretrieval VERB --help` shows its flags and an example. Settings: --gin_file=FILE, --gin.NAME.KEY=VALUE, --set NAME.KEY=VALUE"
+    )
+    return 0
+
+
+def add_flags(parser: argparse.ArgumentParser, verb: str) -> None:
+    """The flags of a verb."""
+    if VERBS[verb][2]:
+        parser.add_argument("--gin_file", action="append", default=[], metavar="FILE", help="a gin file; may be given several times")
+        parser.add_argument(
+            "--set", action="append", default=[], metavar="KEY=VALUE", help="as --gin.KEY=VALUE, but a string needs no quotes"
+        )
+    elif verb == "demo":
+        parser.add_argument("--workdir", default="demo_run", help="everything goes there (demo_run)")
+        parser.add_argument("--languages", default=None, help="trained languages, as de,fr,ru (English comes along), or `all`")
+        parser.add_argument(
+            "--minutes", type=float, default=None, help="train about so long, measured over 20 steps, instead of the set number of steps"
+        )
+        parser.add_argument("--seed", type=int, default=0, help="of the corpus, the units, the parameters and the order of the data")
+    elif verb == "data check":
+        parser.add_argument("manifest", help="a JSONL or TSV manifest")
+    elif verb == "search":
+        parser.add_argument("model", help="a model directory")
+        parser.add_argument("index", help="an index file, or a cluster's URI")
+        parser.add_argument("--text", help="a typed query")
+        parser.add_argument("--speech", metavar="FILE", help="a spoken query")
+        parser.add_argument("--language", required=True, help="language of the query, as de or de_de")
+        parser.add_argument("--in_language", default=None, help="only results in this language")
+        parser.add_argument("--kind", choices=("speech", "text"), default=None, help="only recordings, or only texts")
+        parser.add_argument("--top_k", type=int, default=5, help="results (5)")
