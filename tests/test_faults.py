@@ -15,6 +15,7 @@ from small_run import GIN, settings
 
 from xretrieval import main
 from xretrieval.corpora import shards
+from xretrieval.units.extract import read_index
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -43,7 +44,6 @@ def test_training_killed_and_resumed_equals_uninterrupted_bitwise(finished, tmp_
     from xretrieval.train import checkpoint
 
     workdir = tmp_path / "train"
-    # Validation last, as wanted below; more steps than it can do before it is killed, of which the schedule of 30 is a part.
     process = start("train", finished, f"WORKDIR={workdir}", "train.checkpoint_every=5")
     killed_when(process, lambda: checkpoint.steps(workdir))
     before = checkpoint.steps(workdir)
@@ -152,8 +152,10 @@ def test_a_full_disk_is_one_line(finished, tmp_path, verb, place):
 def error_of(capsys, verb, *overrides):
     capsys.readouterr()
     assert main.main([*verb.split(), *(f"--gin_file={file}" for file in GIN), *(f for s in overrides for f in ("--set", s))]) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1, lines
+    printed = capsys.readouterr().err
+    lines = [line for line in printed.splitlines() if line.startswith("xretrieval: ")]
+    assert len(lines) == 1, printed
+    assert printed.endswith(lines[0] + "\n"), printed
     return lines[0]
 
 
@@ -181,12 +183,21 @@ def test_a_damaged_recording_is_listed_and_the_others_are_kept(finished, tmp_pat
     victim = tmp_path / "corpus/audio" / pathlib.Path(json.loads(lines[3])["audio"]).relative_to("audio")
     victim.write_bytes(victim.read_bytes()[:100])
     places = [f"CORPUS={tmp_path / 'corpus'}", f"UNITS={tmp_path / 'units'}", "extract_units.splits=('validation',)"]
-    index = main.run_verb("units extract", GIN, [*settings(finished), *places])["validation"]
+    line = error_of(capsys, "units extract", *settings(finished), *places)
+    assert "1 recordings failed" in line
+    index = read_index(tmp_path / "units/validation")
     assert index["failed"] == 1
     assert index["records"] == len(lines) - 1
     assert str(victim) in (tmp_path / "units/validation/failures.jsonl").read_text()
     assert main.main(["data", "check", str(manifest)]) == 2
     assert str(victim.name) in capsys.readouterr().out
+    # Mended: only the shard that it is in is made again.
+    shutil.copyfile(finished / "corpus" / json.loads(lines[3])["audio"], victim)
+    shards_before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "units/validation").glob("*.array_record")}
+    index = main.run_verb("units extract", GIN, [*settings(finished), *places])["validation"]
+    assert (index["failed"], index["records"]) == (0, len(lines))
+    shards_after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "units/validation").glob("*.array_record")}
+    assert sum(shards_after[name] != shards_before[name] for name in shards_before) == 1
 
 
 def test_an_empty_manifest_is_one_line(finished, tmp_path, capsys):
@@ -227,3 +238,41 @@ def test_control_c_in_beam_is_one_line_and_leaves_no_process(finished, tmp_path)
     while subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True).returncode == 0:
         assert time.monotonic() < give_up, "a worker outlived the command"
         time.sleep(0.2)
+
+
+def test_a_refused_run_leaves_config_gin(finished, capsys):
+    before = (finished / "train/config.gin").read_text()
+    for change, message in (
+        ("train.batch_size=16", "another order"),
+        ("TowerConfig.width=128", "another"),
+        ("train.num_steps=3", "30 steps are done"),
+    ):
+        assert message in error_of(capsys, "train", *settings(finished), change)
+        assert (finished / "train/config.gin").read_text() == before
+
+
+def test_an_index_is_replaced_by_that_of_another_model(finished, tmp_path):
+    for model, steps in (("one", 1), ("two", 2)):
+        places = [f"WORKDIR={tmp_path / model}", f"MODEL={tmp_path / model / 'model'}", f"INDEX={tmp_path / 'index.db'}"]
+        for verb in ("train", "export", "index"):
+            main.run_verb(verb, GIN, [*settings(finished), *places, f"train.num_steps={steps}"])
+    flags = ["--text", "Montag", "--language", "de"]
+    assert main.main(["search", str(tmp_path / "two/model"), str(tmp_path / "index.db"), *flags]) == 0
+    assert main.main(["search", str(tmp_path / "one/model"), str(tmp_path / "index.db"), *flags]) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.db", "one", "two"]
+
+
+def test_other_units_than_trained_with_are_not_exported(finished, tmp_path, capsys):
+    main.run_verb("units fit", GIN, [*settings(finished), f"UNIT_TOKENIZER={tmp_path / 'other'}", "fit_units.num_units=32"])
+    line = error_of(capsys, "export", *settings(finished), f"UNIT_TOKENIZER={tmp_path / 'other'}", f"MODEL={tmp_path / 'model'}")
+    assert "not the" in line
+    assert "export.unit_tokenizer_dir" in line or "export.tokenizer_file" in line
+
+
+@pytest.mark.parametrize("flags,message", [(["--set", "WORKDRI=x"], "did you mean WORKDIR"), ([], "--gin_file")])
+def test_a_misspelt_name_or_a_missing_file_is_one_line(flags, message, capsys):
+    files = [f"--gin_file={file}" for file in GIN] if flags else []
+    assert main.main(["train", *files, *flags]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1

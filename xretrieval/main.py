@@ -24,7 +24,11 @@ def _config_saved(workdir: str) -> Iterator[None]:
     import gin
 
     path = pathlib.Path(workdir) / "config.gin"
-    text, earlier = gin.config_str(), path.read_text() if path.exists() else None
+    # Bindings of other verbs, which a process that ran those knows as well, are not this run's.
+    parts = re.split(r"\n(?=# Parameters for )", gin.config_str())
+    others = tuple(f"# Parameters for {name}:" for name in CONFIGURABLES if name not in VERBS["train"][2])
+    text = "\n".join(part for part in parts if not part.startswith(others))
+    earlier = path.read_text() if path.exists() else None
     if earlier not in (None, text):
         changed = [
             line for line in difflib.unified_diff(earlier.splitlines(), text.splitlines(), lineterm="", n=0) if re.match(r"[+-][^+-]", line)

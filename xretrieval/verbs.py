@@ -2,13 +2,11 @@
 
 import argparse
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xretrieval.errors import UserError
 
 if TYPE_CHECKING:
-    import seqio
-
     from xretrieval.data.vocabulary import Vocabulary
 
 
@@ -44,9 +42,9 @@ def extract_units(
 
 
 class Mixture(NamedTuple):
-    """A SeqIO mixture and what its IDs mean."""
+    """A seqio.Mixture and what its IDs mean."""
 
-    seqio: "seqio.Mixture"
+    seqio: Any
     vocabulary: "Vocabulary"
     unit_tokenizer_fingerprint: str
 

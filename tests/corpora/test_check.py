@@ -33,7 +33,7 @@ def test_a_good_manifest_is_counted_by_language_and_split(corpus):
     rows = [
         utterance("a", split="train"),
         utterance("b", split="train", start=10, duration=26, sampling_rate=8000),
-        utterance("c", split="test", audio="short.flac", start=None, duration=None),
+        utterance("c", split="test", text="ein anderer Satz", audio="short.flac", start=None, duration=None),
         utterance("d", split="train", language="fr_fr"),
         {"id": "e", "text": "only text", "language": "en", "split": "train"},
     ]
@@ -48,6 +48,12 @@ def test_a_good_manifest_is_counted_by_language_and_split(corpus):
         ("en_us", "train"): (1, 0.0),
         ("fr_fr", "train"): (1, 9.0),
     }
+
+
+def test_a_text_that_is_in_train_and_in_test_is_a_warning(corpus):
+    rows = [utterance("a", split="train"), utterance("b", split="test", text=" GUTEN  Tag")]
+    (warning,) = check_manifest(write_manifest(corpus / "m.jsonl", rows)).warnings
+    assert "split test shares 1 values" in warning
 
 
 def test_each_problem_is_reported_with_its_line(corpus):

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 
@@ -63,9 +64,19 @@ def test_relative_manifest_path_gives_absolute_audio(tmp_path, monkeypatch):
 
 
 def test_defaults(tmp_path):
+    meaning = "text-" + hashlib.sha256(b"guten tag").hexdigest()[:16]
     assert read_manifest(_write(tmp_path / "prompts.jsonl", GOOD, "")) == [
-        Utterance(id="a", sentence_id="a", audio=str(tmp_path / "a.wav"), text="Guten Tag", language="de_de", split="prompts")
+        Utterance(id="a", sentence_id=meaning, audio=str(tmp_path / "a.wav"), text="Guten Tag", language="de_de", split="prompts")
     ]
+
+
+def test_a_manifest_is_found_without_its_suffix(tmp_path):
+    found = read_manifest(_write(tmp_path / "prompts.jsonl", GOOD, ""))
+    assert read_manifest(tmp_path / "prompts") == found
+    (tmp_path / "own.tsv").write_text("id\tlanguage\ttext\na\tde\tja\n")
+    assert [u.text for u in read_manifest(tmp_path / "own")] == ["ja"]
+    with pytest.raises(UserError, match="neither: no such manifest"):
+        read_manifest(tmp_path / "neither")
 
 
 def test_tsv(tmp_path):
@@ -137,7 +148,7 @@ def test_bad_tables(tmp_path, content, message):
 
 
 def test_files_that_cannot_be_used(tmp_path):
-    with pytest.raises(UserError, match="missing.jsonl: cannot be read"):
+    with pytest.raises(UserError, match="missing.jsonl: no such manifest"):
         read_manifest(tmp_path / "missing.jsonl")
     with pytest.raises(UserError, match="ends in .jsonl"):
         read_manifest(tmp_path / "own.csv")

@@ -73,6 +73,8 @@ def manifest_path(path: str | os.PathLike) -> pathlib.Path:
     given = pathlib.Path(path)
     named = [given, *(given.with_name(given.name + suffix) for suffix in (".jsonl", ".tsv"))]
     found = next((candidate for candidate in named if candidate.is_file()), None)
+    if found is None and given.suffix not in ("", ".jsonl", ".tsv"):
+        return given  # to be refused for what it ends in
     if found is None:
         raise UserError(f"{path}: no such manifest, nor with .jsonl or .tsv behind it; give the path of one")
     return found

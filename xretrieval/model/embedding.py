@@ -48,7 +48,8 @@ def check_lookup() -> None:
     mesh = jax.sharding.get_mesh()
     rows, width = 8 * mesh.shape["model"] * mesh.shape["data"], 4
     table_VD = np.arange(rows * width, dtype=np.float32).reshape(rows, width)
-    tokens_RL = (np.arange(mesh_lib.batch_shards(mesh) * 24, dtype=np.int32) * 7 % rows).reshape(-1, 12)
+    # 7 and the number of rows have no factor in common: every row is looked up, on every batch shard.
+    tokens_RL = (np.arange(mesh_lib.batch_shards(mesh) * rows, dtype=np.int32) * 7 % rows).reshape(-1, rows)
     weight_RLD = (np.arange(tokens_RL.size * width, dtype=np.float32) % 5).reshape(*tokens_RL.shape, width)
     gradient_VD = np.zeros_like(table_VD)
     np.add.at(gradient_VD, tokens_RL, weight_RLD)
