@@ -15,8 +15,8 @@ from xretrieval.data.pipeline import BatchPipeline, TaskData
 from xretrieval.data.records import TaskRecords
 from xretrieval.units.extract import read_unit_records
 
-# Seeds 0 to 4 gave @@; the band is twice their spread about their mean.
-GOLDEN = (0.0, 1.0)
+# The mean of three R@1 over 40 queries each: seeds 0 to 3 gave .24 .26 .25 .30 (chance .05). The seed is fixed; the band is for other processors.
+GOLDEN = (0.18, 0.36)
 
 
 def test_nothing_of_an_unseen_language_was_used(finished):
@@ -83,7 +83,9 @@ def test_golden(finished):
     golden = [*settings(finished), f"WORKDIR={finished / 'golden'}", f"MODEL={finished / 'golden_model'}", f"REPORT={finished / 'golden'}"]
     for verb in ("train", "export", "evaluate"):
         head = main.run_verb(verb, GIN, [*golden, "train.num_steps=300", "train.checkpoint_every=1000"])
-    assert GOLDEN[0] <= head["headline"]["speech_to_text_r1_seen"] <= GOLDEN[1], head["headline"]
+    names = ("speech_to_text_r1_seen", "text_to_speech_r1_seen", "speech_to_text_r1_seen_held_out_voices")
+    found = np.mean([head["headline"][name] for name in names])
+    assert GOLDEN[0] <= found <= GOLDEN[1], head["headline"]
 
 
 def test_embedding_does_not_depend_on_its_neighbours(finished):
