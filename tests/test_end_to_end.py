@@ -1,6 +1,7 @@
 """The whole path by the command line's own functions, on a small spoken corpus: three languages, some hundred recordings."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -131,13 +132,14 @@ def test_stopped_and_resumed_equals_uninterrupted_bitwise(finished):
     assert (finished / "resumed_model/model.safetensors").read_bytes() == (finished / "model/model.safetensors").read_bytes()
 
 
-def test_a_damaged_checkpoint_is_refused(finished):
-    victim = max((finished / "resumed/checkpoints/30").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+def test_a_damaged_checkpoint_is_refused(finished, tmp_path):
+    shutil.copytree(finished / "train", tmp_path / "train")
+    victim = max((tmp_path / "train/checkpoints/30").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
     victim.write_bytes(data)
     with pytest.raises(main.UserError, match="not the file that was saved"):
-        main.run_verb("export", GIN, [*settings(finished), f"WORKDIR={finished / 'resumed'}", f"MODEL={finished / 'x'}"])
+        main.run_verb("export", GIN, [*settings(finished), f"WORKDIR={tmp_path / 'train'}", f"MODEL={tmp_path / 'x'}"])
 
 
 def test_model_directory_loads_without_training_packages(finished):
@@ -190,7 +192,7 @@ def test_extraction_by_two_workers_gives_the_same_shards(finished):
     "flags,message",
     [
         (["train", "--gin_file=gin_configs/runs/polyglot.gin", "--gin.train.num_stepz=3"], "num_steps"),
-        (["train", "--gin_file=gin_configs/runs/polyglot.gin", "--gin.trian.num_steps=3"], "train"),
+        (["train", "--gin_file=gin_configs/runs/polyglot.gin", "--gin.trian.num_steps=3"], "did you mean train?"),
         (["train", "--gin_file=missing.gin"], "missing.gin"),
         (["trian"], "xretrieval train"),
         (["data", "check", "missing.jsonl"], "missing.jsonl"),

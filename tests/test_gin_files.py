@@ -21,10 +21,12 @@ def test_parses(file, verb):
 
 
 def test_help_is_fast_and_names_every_verb():
-    begun = time.monotonic()
-    out = subprocess.run([sys.executable, "-m", "xretrieval", "--help"], capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    # Half a second is the bar on an idle machine; an import of JAX or TensorFlow alone takes more than this.
-    assert time.monotonic() - begun < 2.0
+    taken = []
+    for _ in range(3):  # the quickest of three: the machine may be doing other work
+        begun = time.monotonic()
+        out = subprocess.run([sys.executable, "-m", "xretrieval", "--help"], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+        taken.append(time.monotonic() - begun)
+    assert min(taken) < 0.5
     assert all(verb in out for verb in main.VERBS)
 
 

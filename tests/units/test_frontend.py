@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import scipy.fft
 
 from xretrieval.errors import UserError
 from xretrieval.units import frontend, kmeans
@@ -90,3 +91,21 @@ def test_a_changed_codebook_is_refused(tmp_path):
     (tmp_path / "b" / "unit_tokenizer.json").write_bytes((tmp_path / "a" / "unit_tokenizer.json").read_bytes())
     with pytest.raises(UserError, match="codebook.safetensors is not the one"):
         UnitTokenizer.load(tmp_path / "b")
+
+
+def test_mel_filters_are_triangles_on_the_scale_of_htk():
+    """Centres and edges are equally spaced in 1127.01 ln(1 + f / 700), another form of the scale; between them a filter is two lines."""
+    config = frontend.LogMelConfig()
+    mel = lambda f: 1127.01048 * np.log1p(np.asarray(f) / 700)
+    points = 700 * np.expm1(np.linspace(mel(20), mel(8000), config.mel_bins + 2) / 1127.01048)
+    frequencies = np.arange(config.fft // 2 + 1) * 16_000 / config.fft
+    filters = frontend.mel_filters(config)
+    for k in range(config.mel_bins):
+        want = np.interp(frequencies, points[k : k + 3], [0, 1, 0])
+        np.testing.assert_allclose(filters[:, k], want, atol=1e-4)
+
+
+def test_dct_is_that_of_scipy():
+    config = frontend.LogMelConfig()
+    want = scipy.fft.dct(np.eye(config.mel_bins), norm="ortho")[:, : config.cepstra]
+    np.testing.assert_allclose(frontend.dct_matrix(config), want, atol=1e-6)

@@ -50,7 +50,7 @@ def run(
 
     log = pathlib.Path(out_dir) / "beam.log"
     try:
-        with _printing_to(log):
+        with _printing_to(log), _workers_on_cpu():
             _without_interrupts(pipeline)
     except RuntimeError as error:
         # Beam hands on what a worker raised as the text of its traceback.
@@ -62,6 +62,19 @@ def run(
             raise
         raise UserError(f"{out_dir}: {label} stopped: {reason[1]}; committed shards are kept, the same command goes on") from error
     log.unlink()
+
+
+@contextlib.contextmanager
+def _workers_on_cpu() -> Iterator[None]:
+    """Local workers share this machine's accelerator with each other and with this process, and JAX takes all of it: they do without."""
+    before = os.environ.get("JAX_PLATFORMS")
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    try:
+        yield
+    finally:
+        os.environ.pop("JAX_PLATFORMS")
+        if before is not None:
+            os.environ["JAX_PLATFORMS"] = before
 
 
 @contextlib.contextmanager
