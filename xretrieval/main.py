@@ -211,7 +211,7 @@ def _main(argv: list[str]) -> int | None:
     if verb == "demo":
         from xretrieval.demo.run import run
 
-        return run(arguments)
+        return run(arguments, run_verb)
     from xretrieval import verbs
 
     if verb == "data check":

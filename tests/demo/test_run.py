@@ -74,7 +74,7 @@ def test_a_stage_that_is_only_reused_keeps_its_seconds(tmp_path):
 )
 def test_flags_are_refused_before_any_work(tmp_path, changed, message):
     with pytest.raises(main.UserError, match=message):
-        run.run(flags(tmp_path, **changed))
+        run.run(flags(tmp_path, **changed), main.run_verb)
     assert not (tmp_path / "a folder/corpus").exists()
 
 

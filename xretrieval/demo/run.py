@@ -7,15 +7,15 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from xretrieval import machine
 from xretrieval.corpora.manifest import read_manifest
 from xretrieval.errors import UserError, read_json, write_json
-from xretrieval.main import run_verb
 from xretrieval.search.index import Index
 from xretrieval.search.retriever import Retriever
 
+RunVerb = Callable[[str, list[str], list[str]], object]  # `main.run_verb`
 GIN_FILE = "gin_configs/runs/polyglot.gin"
 UNSEEN = ("pl_pl", "uk_ua", "cs_cz", "ro_ro", "da_dk", "hr_hr")  # as in that file; a test holds them equal
 STAGES = (
@@ -95,7 +95,7 @@ def languages(choice: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return seen, unseen
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace, run_verb: RunVerb) -> int:
     """Runs every stage, and says how to go on."""
     root = pathlib.Path(arguments.workdir)
     if arguments.minutes is not None and not 0 < arguments.minutes < math.inf:
@@ -110,7 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
     for stage, verbs in STAGES:
         print(f"== {stage}", flush=True)
         if stage == "train":
-            overrides += steps_for(arguments, overrides, root)
+            overrides += steps_for(arguments, overrides, root, run_verb)
         with times.stage(stage):
             for verb in verbs:
                 run_verb(verb, [GIN_FILE], overrides)
@@ -121,7 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def steps_for(arguments: argparse.Namespace, overrides: list[str], root: pathlib.Path) -> list[str]:
+def steps_for(arguments: argparse.Namespace, overrides: list[str], root: pathlib.Path, run_verb: RunVerb) -> list[str]:
     """`--minutes N` as a number of steps: 20 steps are timed once; the number stands in `steps.json` and in `config.gin`."""
     if arguments.minutes is None:
         return []
