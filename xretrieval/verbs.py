@@ -72,7 +72,7 @@ def build(mixture: Mixture, out_dir: str, units_dir: str) -> None:
     """Token records of a mixture."""
     from xretrieval.data import build as build_lib
 
-    counts = build_lib.build(mixture.seqio, mixture.vocabulary.fingerprint, units_dir, out_dir)
+    counts = build_lib.build(mixture.seqio, mixture.vocabulary, units_dir, out_dir)
     for task, by_split in counts.items():
         print(f"{task}: " + ", ".join(f"{count} {split}" for split, count in by_split.items()))
     print(f"wrote {out_dir}")
@@ -194,6 +194,9 @@ def search(arguments: argparse.Namespace) -> None:
     retriever = Retriever.load(arguments.model)
     if (arguments.text is None) == (arguments.speech is None):
         raise UserError("give one of --text and --speech")
+    vocabulary = retriever.model.vocabulary
+    if vocabulary.unknown_id in vocabulary.encode_text(arguments.text or ""):
+        print(f"{arguments.text!r} holds characters that the model's text tokenizer does not know: they cannot help to find anything")
     query = (
         retriever.encode_text([arguments.text], arguments.language)
         if arguments.text is not None

@@ -12,7 +12,7 @@ import numpy as np
 from xretrieval.corpora import shards
 from xretrieval.corpora.manifest import read_manifest
 from xretrieval.data import records
-from xretrieval.data.vocabulary import DEFAULT_TEMPLATE, prefix_pieces, train_text_tokenizer
+from xretrieval.data.vocabulary import DEFAULT_TEMPLATE, Vocabulary, prefix_pieces, train_text_tokenizer
 from xretrieval.errors import UserError, read_json, write_json
 from xretrieval.progress import track
 from xretrieval.units.extract import read_index
@@ -60,7 +60,11 @@ def build_key(task: str, split: str, vocabulary_fingerprint: str, source_key: st
 
 
 def build(
-    mixture: "seqio.Mixture", vocabulary_fingerprint: str, units_dir: str, out_dir: str, splits: Sequence[str] = ("train", "validation")
+    mixture: "seqio.Mixture",
+    vocabulary: Vocabulary,
+    units_dir: str,
+    out_dir: str,
+    splits: Sequence[str] = ("train", "validation"),
 ) -> dict:
     """Writes the token records of every task and split; records that are there under the same build key stay.
 
@@ -71,8 +75,8 @@ def build(
     jobs = [(task, split) for split in splits for task in tasks]
     counts: dict[str, dict[str, int]] = {task.name: {} for task in tasks}
     for task, split in track(jobs, len(jobs), "token records"):
-        key = build_key(task.name, split, vocabulary_fingerprint, read_index(os.path.join(units_dir, split))["key"])
-        counts[task.name][split] = _build_task(task, split, task_dir(out_dir, task.name, split), key)
+        key = build_key(task.name, split, vocabulary.fingerprint, read_index(os.path.join(units_dir, split))["key"])
+        counts[task.name][split] = _build_task(task, split, task_dir(out_dir, task.name, split), key, vocabulary.unknown_id)
     return counts
 
 
@@ -80,7 +84,7 @@ def task_dir(out_dir: str, task: str, split: str) -> str:
     return os.path.join(out_dir, task, split)
 
 
-def _build_task(task: "seqio.Task", split: str, directory: str, key: str) -> int:
+def _build_task(task: "seqio.Task", split: str, directory: str, key: str, unknown_id: int) -> int:
     if os.path.exists(os.path.join(directory, "records.json")):
         existing = records.TaskRecords(directory)
         if existing.key == key:
@@ -90,6 +94,9 @@ def _build_task(task: "seqio.Task", split: str, directory: str, key: str) -> int
     except OSError as error:
         raise UserError(f"{directory}: cannot be written ({error.strerror}); give another folder") from error
     examples = list(_examples(task, split))
+    unknown = sum(unknown_id in e[side] for e in examples for side in ("inputs", "targets"))
+    if unknown:
+        print(f"{task.name}, {split}: {unknown} of {2 * len(examples)} sides hold characters that the text tokenizer does not know")
     blocks = [examples[i : i + EXAMPLES_A_SHARD] for i in range(0, len(examples), EXAMPLES_A_SHARD)]
     lengths_N2 = np.array([(len(e["inputs"]), len(e["targets"])) for e in examples], np.int64).reshape(-1, 2)
     for index, block in enumerate(blocks):

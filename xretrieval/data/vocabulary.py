@@ -44,6 +44,11 @@ class Vocabulary:
         return self.text_size + self.num_units
 
     @property
+    def unknown_id(self) -> int:
+        """What a character becomes that the text tokenizer does not know."""
+        return self._processor.unk_id()
+
+    @property
     def fingerprint(self) -> str:
         """sha256 of the tokenizer file, the number of units and the prefix template."""
         return hashlib.sha256(self.tokenizer_file.read_bytes() + f" {self.num_units} {self.template}".encode()).hexdigest()
