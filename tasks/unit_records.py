@@ -74,6 +74,8 @@ def register(name: str, records_dir: str, vocabulary: Vocabulary, rates: dict[st
         "inputs": seqio.Feature(ExtendedVocabulary(vocabulary), add_eos=False),
         "targets": seqio.Feature(ExtendedVocabulary(vocabulary), add_eos=False),
     }
+    if not isinstance(rates, dict) or rates.keys() - set(preprocessors.KINDS):
+        raise UserError(f"mixture.rates = {rates!r}: give a dictionary of rates for {' and '.join(preprocessors.KINDS)}")
     task_rates = []
     for kind, rate in rates.items():
         languages = languages_of(records_dir, kind) if rate else []

@@ -248,7 +248,8 @@ def test_control_c_in_beam_is_one_line_and_leaves_no_process(finished, tmp_path)
 def test_a_refused_run_leaves_config_gin(finished, capsys):
     before = (finished / "train/config.gin").read_text()
     for change, message in (
-        ("train.batch_size=16", "another order"),
+        ("train.batch_size=16", "another train.batch_size"),
+        ("train.batch_size=0", "1 or more"),
         ("TowerConfig.width=128", "another"),
         ("train.num_steps=3", "30 steps are done"),
     ):
@@ -281,3 +282,30 @@ def test_a_misspelt_name_or_a_missing_file_is_one_line(flags, message, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_a_sound_file_that_changed_is_read_again_and_what_is_made_of_it_too(finished, tmp_path):
+    shutil.copytree(finished / "corpus", tmp_path / "corpus")
+    places = [f"CORPUS={tmp_path / 'corpus'}", f"UNITS={tmp_path / 'units'}", "extract_units.splits=('validation',)"]
+    first = main.run_verb("units extract", GIN, [*settings(finished), *places])["validation"]
+    assert main.run_verb("units extract", GIN, [*settings(finished), *places])["validation"] == first
+    one, other = sorted((tmp_path / "corpus/audio/de_de/validation").iterdir())[:2]
+    shutil.copyfile(one, other)
+    assert main.run_verb("units extract", GIN, [*settings(finished), *places])["validation"]["key"] != first["key"]
+
+
+def test_units_of_another_tokenizer_are_not_evaluated_and_a_model_keeps_its_own(finished, tmp_path, capsys):
+    other = [*settings(finished), f"UNIT_TOKENIZER={tmp_path / 'other'}", "fit_units.num_units=32", f"UNITS={tmp_path / 'units'}"]
+    other += ["extract_units.splits=('test',)", "evaluate.held_out_split=None", f"REPORT={tmp_path / 'report'}"]
+    main.run_verb("units fit", GIN, other)
+    main.run_verb("units extract", GIN, other)
+    assert "another unit tokenizer" in error_of(capsys, "evaluate", *other)
+    assert not (tmp_path / "report").exists()
+    before = (finished / "model/unit_tokenizer/unit_tokenizer.json").read_bytes()
+    assert "belongs to a trained model" in error_of(
+        capsys, "units fit", *settings(finished), f"UNIT_TOKENIZER={finished / 'model/unit_tokenizer'}"
+    )
+    assert "belongs to a trained model" in error_of(
+        capsys, "data tokenizer", *settings(finished), f"TOKENIZER={finished / 'model/tokenizer.model'}"
+    )
+    assert (finished / "model/unit_tokenizer/unit_tokenizer.json").read_bytes() == before

@@ -121,7 +121,7 @@ def _explain(message: str, own: tuple[str, ...]) -> str:
         r"'(\w+)'.*doesn't have a parameter named '(\w+)'|No configurable matching '([\w.]+)'|parameter named '(\w+)'", line
     )
     if not unknown:
-        return f"gin: {line}"
+        return f"gin: {line}" + ("; a string needs quotes, or --set" if "Failed to parse token" in line else "")
     wanted = next(group for group in reversed(unknown.groups()) if group)
     names = {*own}
     for name in own:

@@ -166,8 +166,14 @@ def evaluate(
     """Evaluates a model directory, prints the table, writes `report.json` and `report.png` to `out_dir`."""
     from xretrieval.evaluate import evaluation, report
     from xretrieval.search.retriever import Retriever
+    from xretrieval.units.extract import read_index
 
     retriever = Retriever.load(model_dir)
+    for name in (split, held_out_split):
+        if name and read_index(os.path.join(units_dir, name))["fingerprint"] != retriever.model.unit_tokenizer.fingerprint:
+            raise UserError(
+                f"{os.path.join(units_dir, name)}: units of another unit tokenizer than {model_dir}'s; extract them with that one"
+            )
     seen = retriever.model.trained_languages
     languages = evaluation.evaluate(retriever.encode_units, retriever.encode_text, seen, units_dir, split, held_out_split)
     results = {"headline": report.headline(languages), "languages": languages, **(extra or {})}
@@ -203,7 +209,10 @@ def search(arguments: argparse.Namespace) -> None:
         else retriever.encode_speech([arguments.speech], arguments.language)
     )
     with Index.open(arguments.index, retriever.fingerprint) as opened:
-        for hit in opened.search(query, arguments.top_k, arguments.in_language, arguments.kind)[0]:
+        hits = opened.search(query, arguments.top_k, arguments.in_language, arguments.kind)[0]
+        if not hits:
+            print(f"{arguments.index}: nothing in it is of that language and kind")
+        for hit in hits:
             print(f"{hit.score:.3f}  {hit.kind:6}  {hit.language:6}  {hit.text}  {hit.file}")
 
 

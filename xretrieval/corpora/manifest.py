@@ -225,6 +225,8 @@ def _utterance(row: dict, folder: str, default_split: str) -> Utterance:
     for name in ("language", "translation_language"):
         if name in values:
             values[name] = language(values[name]).code
+    if not values["text"].strip():
+        values["text"] = ""
     if "audio" not in values and not values["text"]:
         raise ValueError("fields audio and text: both missing; an utterance has a sound file, a text, or both")
     if "audio" in values and "://" not in values["audio"]:

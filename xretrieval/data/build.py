@@ -37,6 +37,8 @@ def text_tokenizer(
 
     The prefixes of the manifests' languages (and of `prefix_languages`) become two pieces each: the language and the modality.
     """
+    if (pathlib.Path(out_file).parent / "xretrieval.json").exists():
+        raise UserError(f"{out_file}: belongs to a trained model; leave `data tokenizer` out to use it, or set text_tokenizer.out_file")
     utterances = [u for manifest in manifests for u in read_manifest(manifest)]
     texts = dict.fromkeys(t for u in utterances for t in (u.text, u.translation) if t)
     codes = (

@@ -45,10 +45,14 @@ class Retriever:
 
     def encode_text(self, texts: Sequence[str], languages: str | Sequence[str]) -> np.ndarray:
         """Embeddings of texts, float32 [N, E] of unit norm; `languages` is one code for all, or one a text."""
+        if isinstance(texts, str):
+            raise UserError("encode_text takes a list of texts; put the one in brackets")
         return self._encode([self.model.vocabulary.encode_text(text) for text in texts], languages, "text")
 
     def encode_speech(self, recordings: Sequence[str | os.PathLike], languages: str | Sequence[str]) -> np.ndarray:
         """Embeddings of sound files of any rate, float32 [N, E] of unit norm."""
+        if isinstance(recordings, str | os.PathLike):
+            raise UserError("encode_speech takes a list of files; put the one in brackets")
         return self.encode_units([self.model.unit_tokenizer.encode(load_audio(path)) for path in recordings], languages)
 
     def encode_units(self, units: Sequence[Sequence[int] | np.ndarray], languages: str | Sequence[str]) -> np.ndarray:

@@ -101,11 +101,12 @@ def train(
       UserError: the workdir belongs to other data, an example is longer than its row, or the loss is not finite.
       KeyboardInterrupt: after saving, where Ctrl-C or SIGTERM asked to stop.
     """
+    check_whole(num_steps=num_steps, batch_size=batch_size, log_every=log_every, checkpoint_every=checkpoint_every)
     mesh = mesh_lib.make_mesh(mesh_model, mesh_replica)
     mesh_lib.check_batch(batch_size, mesh)
     config = dataclasses.replace(tower, vocab_size=data.vocab_size)
-    order = {"batch_size": batch_size, "seed": seed, "rates": {task.name: task.rate for task in data.tasks}}
-    check_identity(workdir, {**data.identity, "tower": dataclasses.asdict(config), "order": order})
+    order = {"train.batch_size": batch_size, "train.seed": seed, "mixture rates": {task.name: task.rate for task in data.tasks}}
+    check_identity(workdir, {**data.identity, "tower": dataclasses.asdict(config), **order})
     pipeline = BatchPipeline(data.tasks, batch_size, data.vocab_size, seed, input_length, target_length)
     if max(pipeline.lengths) > config.max_positions:
         raise UserError(
@@ -138,6 +139,13 @@ def train(
         if stop.signal:
             raise KeyboardInterrupt
     return end
+
+
+def check_whole(**settings: int) -> None:
+    """UserError where one is not a whole number above 0."""
+    for name, value in settings.items():
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"train.{name} = {value!r}: give a whole number, 1 or more")
 
 
 def initial_state(
@@ -188,7 +196,7 @@ def check_identity(workdir: str, identity: dict) -> None:
     """Writes `run.json`, or compares with the one there: a run never goes on with other data or another tower."""
     path = pathlib.Path(workdir) / "run.json"
     identity = json.loads(json.dumps(identity))
-    if path.exists():
+    if path.exists() and checkpoint.steps(workdir):  # without a checkpoint there is nothing to go on from
         before = read_json(path)
         changed = sorted(k for k in before.keys() | identity.keys() if before.get(k) != identity.get(k))
         if changed:

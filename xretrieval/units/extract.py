@@ -1,12 +1,13 @@
 """Bulk extraction: a manifest becomes unit records, in shards, on Apache Beam."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from xretrieval.corpora import shards
 from xretrieval.corpora.audio import load_audio
@@ -28,10 +29,12 @@ def _recordings(manifest: str) -> list[Utterance]:
 
 def _extract_shard(index: int, *, total: int, manifest: str, tokenizer_dir: str, out_dir: str, key: str) -> dict:
     tokenizer = _tokenizer(tokenizer_dir)
+    recordings = _recordings(manifest)[index::total]
+    sounds = _stamp(recordings)  # before they are read: a file that changes meanwhile is read again next time
     records, failures, seconds = [], [], 0.0
     languages: dict[str, int] = {}
     counts: dict[str, dict[str, int]] = {"with_text": {}, "with_english": {}}
-    for utterance in _recordings(manifest)[index::total]:
+    for utterance in recordings:
         try:
             samples_T = load_audio(utterance.recording, utterance.start, utterance.duration)
             units = tokenizer.encode(samples_T)
@@ -43,12 +46,32 @@ def _extract_shard(index: int, *, total: int, manifest: str, tokenizer_dir: str,
         for kind, has in (("with_text", utterance.text), ("with_english", utterance.text and utterance.english)):
             counts[kind][utterance.language] = counts[kind].get(utterance.language, 0) + bool(has)
         seconds += len(samples_T) / 16_000
-    summary = {"languages": languages, **counts, "failures": failures, "seconds": seconds, "fingerprint": tokenizer.fingerprint}
+    summary = {
+        "shard": index,
+        "sounds": sounds,
+        "languages": languages,
+        **counts,
+        "failures": failures,
+        "seconds": seconds,
+        "fingerprint": tokenizer.fingerprint,
+    }
     return shards.commit_shard(out_dir, index, total, key, records, summary)
 
 
-def _has_failures(summary: dict) -> bool:
-    return bool(summary["failures"])
+def _stamp(recordings: Sequence[Utterance]) -> str:
+    """A hash of the size and date of sound files; of a URI, or a file that is not there, of its name alone."""
+    digest = hashlib.sha256()
+    for utterance in recordings:
+        digest.update(f"{utterance.audio} ".encode())
+        with contextlib.suppress(OSError):
+            found = os.stat(utterance.recording)
+            digest.update(f"{found.st_size} {found.st_mtime_ns} ".encode())
+    return digest.hexdigest()
+
+
+def _stale(summary: dict, stamps: Sequence[str]) -> bool:
+    """Whether a shard has failures, which may have been mended, or its sound files are not those that were read."""
+    return bool(summary["failures"]) or summary["sounds"] != stamps[summary["shard"]]
 
 
 def _total(counts: Iterable[dict[str, int]]) -> dict[str, int]:
@@ -71,7 +94,8 @@ def extract(
     manifest = str(manifest_path(manifest))
     digest = hashlib.sha256(pathlib.Path(manifest).read_bytes()).hexdigest()
     fingerprint = _tokenizer.__wrapped__(tokenizer_dir).fingerprint
-    count = len(_recordings(manifest))
+    recordings = _recordings(manifest)
+    count = len(recordings)
     if count == 0:
         raise UserError(f"{manifest}: the manifest is empty; it needs one line a recording, with `audio`")
     total = min(num_shards, count)
@@ -84,12 +108,12 @@ def extract(
         out_dir=os.path.abspath(out_dir),
         key=key,
     )
-    summaries = shards.run_shards(
-        make, out_dir, total, key, num_workers, f"units of {pathlib.Path(manifest).stem}", beam_flags, _has_failures
-    )
+    stale = functools.partial(_stale, stamps=[_stamp(recordings[i::total]) for i in range(total)])
+    summaries = shards.run_shards(make, out_dir, total, key, num_workers, f"units of {pathlib.Path(manifest).stem}", beam_flags, stale)
     failures = [failure for summary in summaries for failure in summary["failures"]]
     index = {
-        "key": key,
+        # With the shards' content in it: what is made from units of sound that has changed is made again.
+        "key": hashlib.sha256(" ".join([key, *(summary["sha256"] for summary in summaries)]).encode()).hexdigest(),
         "fingerprint": fingerprint,
         "shards": total,
         "utterances_in": count,

@@ -134,6 +134,10 @@ def fit(
     settings = [num_units, utterances_per_language, iterations, collapse_repeats, dataclasses.asdict(frontend_config), seed]
     digest = hashlib.sha256(manifest_path(manifest).read_bytes())
     digest.update(json.dumps(settings, sort_keys=True).encode())
+    if (pathlib.Path(out_dir).parent / "xretrieval.json").exists():
+        raise UserError(
+            f"{out_dir}: belongs to a trained model; leave `units fit` out to use it, or set fit_units.out_dir to another folder"
+        )
     with contextlib.suppress(UserError):  # none there, or one whose refit was interrupted
         existing = UnitTokenizer.load(out_dir)
         if existing.fitted_on.get("key") == digest.hexdigest():
