@@ -1,9 +1,12 @@
 """A run small enough for a test: three languages, some hundred recordings, by the command line's own functions."""
 
 import pathlib
+import subprocess
+import sys
 
 from xretrieval import main
 
+ROOT = pathlib.Path(__file__).parent.parent
 GIN = ["gin_configs/runs/polyglot.gin"]
 SIZES = [
     "corpus.seen_languages=('en_us','de_de')",
@@ -45,3 +48,12 @@ def run(root: pathlib.Path) -> pathlib.Path:
     for verb in ("corpus", "units fit", "units extract", "data tokenizer", "data build", "train", "export", "evaluate", "index"):
         main.run_verb(verb, GIN, settings(root))
     return root
+
+
+def command(verb, root, *more):
+    overrides = [flag for setting in [*settings(root), *more] for flag in ("--set", setting)]
+    return [sys.executable, "-m", "xretrieval", *verb.split(), *(f"--gin_file={file}" for file in GIN), *overrides]
+
+
+def start(verb, root, *more):
+    return subprocess.Popen(command(verb, root, *more), cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
