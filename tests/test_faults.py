@@ -2,9 +2,7 @@
 
 import json
 import pathlib
-import resource
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -15,9 +13,13 @@ from xretrieval import main
 from xretrieval.units.extract import read_index
 
 
-def limited():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+# Set by the command itself, not between fork and exec: there, gRPC's threads of this process start again and abort on closed files.
+LIMITED = """
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))
+sys.argv = sys.argv[1:]
+runpy.run_module("xretrieval", run_name="__main__", alter_sys=True)
+"""
 
 
 @pytest.mark.parametrize(
@@ -34,8 +36,8 @@ def limited():
 def test_a_full_disk_is_one_line(finished, tmp_path, verb, place):
     """A file that the system refuses to let grow stands for a disk without space."""
     name, folder = place.split("=")
-    flags = command(verb, finished, f"{name}={tmp_path / folder}")
-    run = subprocess.run(flags, cwd=ROOT, preexec_fn=limited, capture_output=True, text=True, timeout=240)
+    _, _, _, *flags = command(verb, finished, f"{name}={tmp_path / folder}")
+    run = subprocess.run([sys.executable, "-c", LIMITED, "xretrieval", *flags], cwd=ROOT, capture_output=True, text=True, timeout=240)
     lines = [line for line in run.stderr.splitlines() if line.startswith("xretrieval: ")]
     assert run.returncode == 2, run.stderr
     assert len(lines) == 1, run.stderr
