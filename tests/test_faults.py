@@ -12,7 +12,6 @@ from small_run import GIN, ROOT, command, settings
 from xretrieval import main
 from xretrieval.units.extract import read_index
 
-
 # Set by the command itself, not between fork and exec: there, gRPC's threads of this process start again and abort on closed files.
 LIMITED = """
 import resource, runpy, sys
