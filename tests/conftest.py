@@ -1,6 +1,7 @@
 """Every test sees eight CPU devices and no network."""
 
 import os
+import signal
 import socket
 
 # For processes that tests start; JAX in this process is told below. Without it, an installed libtpu looks for a TPU.
@@ -8,6 +9,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MPLBACKEND", "agg")
+
+# A shell starts what it puts in the background with Ctrl-C ignored, and processes that tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 import pytest
