@@ -15,7 +15,7 @@ ENVIRONMENT = -py$(MINOR)/ready
 require_python = $(if $(strip $(problem)),$(error $(problem)))
 problem = $(shell $(PYTHON) .ci/python_problem.py 2>&1 || true)
 
-.PHONY: help demo test test-slow test-versions lint bench constraints clean
+.PHONY: help demo test test-slow test-versions lint bench parity constraints clean
 .DELETE_ON_ERROR:
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo "make test-versions   a smaller set on Python 3.12 and 3.13, where they are"
 	@echo "make lint        ruff and mypy"
 	@echo "make bench NAME=... [JSON=out.json]   one of benchmarks/"
+	@echo "make parity      tiny models of each family with the reference's hidden states, into tests/data/parity/ (torch on the CPU)"
 	@echo "make constraints the newest set that the bounds allow, into $(CONSTRAINTS); run the tests before you commit it"
 	@echo "make clean       removes the environments, never $(DEMO_DIR)/"
 	@echo "PYTHON=python3.12 chooses the interpreter (3.11 to 3.13; now: $(PYTHON))"
@@ -55,14 +56,22 @@ ifneq ($(filter bench,$(MAKECMDGOALS)),)
   $(if $(filter $(NAME),$(BENCHMARKS)),,$(error NAME=$(NAME): must be one of benchmarks/: $(BENCHMARKS)))
 endif
 
-bench: .venv-bench$(ENVIRONMENT)
-	@.venv-bench-py$(MINOR)/bin/python -m benchmarks.$(NAME) --json "$(JSON)"
+# The tower's peer is transformers: it needs torch, which the other benchmarks' environment is kept free of.
+BENCH_KIND = $(if $(filter tower,$(NAME)),parity,bench)
 
-.venv-%$(ENVIRONMENT): setup.py pyproject.toml $(wildcard $(CONSTRAINTS))
+bench: .venv-$(BENCH_KIND)$(ENVIRONMENT)
+	@.venv-$(BENCH_KIND)-py$(MINOR)/bin/python -m benchmarks.$(NAME) --json "$(JSON)"
+
+parity: .venv-parity$(ENVIRONMENT)
+	@.venv-parity-py$(MINOR)/bin/python tests/parity/make_fixtures.py
+
+# A kind of environment may have an exact set of its own, of what it has beyond the others: constraints/parity.txt.
+.SECONDEXPANSION:
+.venv-%$(ENVIRONMENT): setup.py pyproject.toml $(wildcard $(CONSTRAINTS)) $$(wildcard constraints/$$*.txt)
 	$(require_python)
 	@echo "setting up .venv-$*-py$(MINOR) for Python $$($(PYTHON) -V 2>&1 | cut -d' ' -f2): 2 to 6 minutes, most of it TensorFlow and JAX (log: .venv-$*-py$(MINOR)/install.log)"
 	@$(PYTHON) -m venv --clear .venv-$*-py$(MINOR)
-	@.venv-$*-py$(MINOR)/bin/python $(PIP_INSTALL) --constraint $(CONSTRAINTS) --editable ".[$*]" > .venv-$*-py$(MINOR)/install.log 2>&1 \
+	@.venv-$*-py$(MINOR)/bin/python $(PIP_INSTALL) $(addprefix --constraint ,$(CONSTRAINTS) $(wildcard constraints/$*.txt)) --editable ".[$*]" > .venv-$*-py$(MINOR)/install.log 2>&1 \
 	  || { tail -n 15 .venv-$*-py$(MINOR)/install.log; echo "the installation failed: see above; the same command goes on"; exit 2; }
 	@# 430 MB of C++ headers, for building operations of TensorFlow: no stage does.
 	@rm -rf .venv-$*-py$(MINOR)/lib/python3*/site-packages/tensorflow/include
@@ -73,10 +82,10 @@ constraints:
 	@$(PYTHON) -m venv --clear .venv-constraints
 	@.venv-constraints/bin/python $(PIP_INSTALL) ".[all]"
 	@.venv-constraints/bin/python -m pip check
-	@{ echo "# The exact set that was tested on Python $$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])') (Linux, x86-64), all extras but cuda. Made by: make constraints"; \
+	@{ echo "# The exact set that was tested on Python $$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])') (Linux, x86-64), all extras but cuda and parity. Made by: make constraints"; \
 	   .venv-constraints/bin/python -m pip freeze --exclude xretrieval; } > $(CONSTRAINTS).tmp
 	@mv $(CONSTRAINTS).tmp $(CONSTRAINTS)
 	@rm -rf .venv-constraints
 
 clean:
-	rm -rf .venv-demo-py* .venv-test-py* .venv-bench-py* .venv-constraints
+	rm -rf .venv-demo-py* .venv-test-py* .venv-bench-py* .venv-parity-py* .venv-constraints

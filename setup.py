@@ -25,6 +25,8 @@ CORE = [
     "safetensors",
     # Below 0.2.2: the generated code of 0.2.3 needs protobuf 7, and apache-beam holds protobuf below 7. From 0.2: seqio requires it.
     "sentencepiece>=0.2,<0.2.2",
+    # Reads a released model's `tokenizer.json`. From 0.21: earlier ones were not tried.
+    "tokenizers>=0.21",
     # From 0.12: the wheels carry a libsndfile that decodes MP3.
     "soundfile>=0.12",
     "soxr",
@@ -76,6 +78,17 @@ BENCH = [
     "faiss-cpu",
 ]
 
+# The reference implementation, for `make parity` and `make bench NAME=tower` only: nothing that we ship imports it. Not in "all".
+PARITY = [
+    # The exact build is in constraints/parity.txt: a CPU build, where a plain `torch` brings several GB of CUDA.
+    "torch",
+    # From 5.24: the configuration dialect (`rope_parameters`, `layer_types`, `dtype`) and the classes that tests/parity was written for.
+    # Below 6: a major version renames both.
+    "transformers>=5.24,<6",
+    # It runs the modules that EmbeddingGemma's and Qwen3-Embedding's `modules.json` list.
+    "sentence-transformers",
+]
+
 setup(
     name="xretrieval",
     version=VERSION,
@@ -92,6 +105,7 @@ setup(
         "test": TEST,
         "bench": BENCH,
         "tpu": TPU,
+        "parity": PARITY,
         # CUDA 13 with JAX's own wheels of it; a machine of its own CUDA installs jax[cuda13-local] instead.
         "cuda": ["jax[cuda13]"],
         # What one machine can hold whatever its devices: not cuda, which brings several GB.

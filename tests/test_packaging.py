@@ -22,7 +22,11 @@ OWN_ENVIRONMENT = pathlib.Path(sys.prefix).parent == ROOT
 
 
 def constraints(version):
-    lines = (ROOT / f"constraints/py{version.replace('.', '')}.txt").read_text().splitlines()
+    return pins_of(f"py{version.replace('.', '')}")
+
+
+def pins_of(name):
+    lines = (ROOT / f"constraints/{name}.txt").read_text().splitlines()
     assert lines[0].startswith("#")
     return dict(line.split("==") for line in lines[1:])
 
@@ -42,9 +46,9 @@ def metadata():
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_tested_set_satisfies_every_bound(metadata, version):
-    pins = {canonicalize_name(name): pin for name, pin in constraints(version).items()}
+    pins = {canonicalize_name(name): pin for name, pin in (constraints(version) | pins_of("parity")).items()}
     environment = {"python_version": version, "sys_platform": "linux", "platform_machine": "x86_64", "extra": ""}
-    requirements = [Requirement(text) for text in (*metadata["CORE"], *metadata["TEST"], *metadata["BENCH"])]
+    requirements = [Requirement(text) for text in (*metadata["CORE"], *metadata["TEST"], *metadata["BENCH"], *metadata["PARITY"])]
     checked = [r for r in requirements if r.marker is None or r.marker.evaluate(environment)]
     for requirement in checked:
         assert pins[canonicalize_name(requirement.name)] in requirement.specifier, requirement
@@ -58,6 +62,16 @@ def test_the_tested_set_is_exact_and_lean(version):
     names = {canonicalize_name(name) for name in pins}
     assert not names & {"torch", "torchaudio", "tensorflow-cpu", "xretrieval"}
     assert not {name for name in names if name.startswith("nvidia-")}
+
+
+def test_torch_is_in_the_parity_environment_only(metadata):
+    parity = {canonicalize_name(name): pin for name, pin in pins_of("parity").items()}
+    # No local part: such a build is the same version elsewhere.
+    assert re.fullmatch(r"[\d.]+", parity["torch"])
+    for version in VERSIONS:
+        assert not parity.keys() & {canonicalize_name(name) for name in constraints(version)}, version
+    named = {Requirement(text).name for extra in ("CORE", "DEMO", "TPU", "TEST", "BENCH") for text in metadata[extra]}
+    assert not named & {"torch", "transformers", "sentence-transformers"}
 
 
 @pytest.mark.skipif(not OWN_ENVIRONMENT, reason="not the environment of `make test`")
@@ -158,6 +172,25 @@ def test_an_environment_is_made_again_only_when_its_sources_changed(checkout):
         os.utime(checkout / name, (newer, newer))
         assert "-m pip install" in make(checkout, "--dry-run", "test", f"PYTHON={sys.executable}").stdout
         os.utime(checkout / name, (0, 0))
+
+
+def test_a_kind_of_environment_may_have_pins_of_its_own(checkout):
+    dry = lambda target: make(checkout, "--dry-run", target, f"PYTHON={sys.executable}").stdout
+    assert "--constraint constraints/parity.txt" in dry("parity")
+    assert "parity" not in dry("test")
+    ready = checkout / ".venv-parity-py{}{}".format(*sys.version_info[:2]) / "ready"
+    ready.parent.mkdir()
+    ready.touch()
+    assert "-m pip install" not in dry("parity")
+    newer = ready.stat().st_mtime + 10
+    os.utime(checkout / "constraints/parity.txt", (newer, newer))
+    assert "-m pip install" in dry("parity")
+
+
+def test_the_committed_fixtures_are_small():
+    files = [path for path in (ROOT / "tests/data/parity").rglob("*") if path.is_file()]
+    assert len(files) > 50
+    assert sum(path.stat().st_size for path in files) < 5e6
 
 
 def test_a_benchmark_must_be_named(checkout):
