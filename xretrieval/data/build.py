@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,8 @@ import numpy as np
 from xretrieval.corpora import shards
 from xretrieval.corpora.manifest import read_manifest
 from xretrieval.data import records
-from xretrieval.data.vocabulary import DEFAULT_TEMPLATE, Vocabulary, prefix_pieces, train_text_tokenizer
+from xretrieval.data.text_tokenizer import prefix_pieces, train_text_tokenizer
+from xretrieval.data.vocabulary import DEFAULT_TEMPLATE, Vocabulary
 from xretrieval.errors import UserError, read_json, write_json
 from xretrieval.progress import track
 from xretrieval.units.extract import read_index
@@ -78,7 +80,7 @@ def build(
     counts: dict[str, dict[str, int]] = {task.name: {} for task in tasks}
     for task, split in track(jobs, len(jobs), "token records"):
         key = build_key(task.name, split, vocabulary.fingerprint, read_index(os.path.join(units_dir, split))["key"])
-        counts[task.name][split] = _build_task(task, split, task_dir(out_dir, task.name, split), key, vocabulary.unknown_id)
+        counts[task.name][split] = _build_task(task, split, task_dir(out_dir, task.name, split), key, vocabulary)
     return counts
 
 
@@ -86,7 +88,7 @@ def task_dir(out_dir: str, task: str, split: str) -> str:
     return os.path.join(out_dir, task, split)
 
 
-def _build_task(task: "seqio.Task", split: str, directory: str, key: str, unknown_id: int) -> int:
+def _build_task(task: "seqio.Task", split: str, directory: str, key: str, vocabulary: Vocabulary) -> int:
     if os.path.exists(os.path.join(directory, "records.json")):
         existing = records.TaskRecords(directory)
         if existing.key == key:
@@ -96,7 +98,7 @@ def _build_task(task: "seqio.Task", split: str, directory: str, key: str, unknow
     except OSError as error:
         raise UserError(f"{directory}: cannot be written ({error.strerror}); give another folder") from error
     examples = list(_examples(task, split))
-    unknown = sum(unknown_id in e[side] for e in examples for side in ("inputs", "targets"))
+    unknown = sum(vocabulary.has_unknown(e[side]) for e in examples for side in ("inputs", "targets"))
     if unknown:
         print(f"{task.name}, {split}: {unknown} of {2 * len(examples)} sides hold characters that the text tokenizer does not know")
     blocks = [examples[i : i + EXAMPLES_A_SHARD] for i in range(0, len(examples), EXAMPLES_A_SHARD)]
@@ -109,5 +111,14 @@ def _build_task(task: "seqio.Task", split: str, directory: str, key: str, unknow
 
 
 def _examples(task: "seqio.Task", split: str) -> Iterator[dict]:
+    import tensorflow as tf
+
     dataset = task.preprocess_precache(task.source.get_dataset(split, shuffle=False))
-    yield from dataset.as_numpy_iterator()
+    try:
+        yield from dataset.as_numpy_iterator()
+    except tf.errors.OpError as error:
+        # What our own functions raise inside a graph, TensorFlow hands on as text, with its trace.
+        ours = re.search(r"UserError: (.+)", error.message)
+        if not ours:
+            raise
+        raise UserError(f"task {task.name}, {split}: {ours[1]}") from error
