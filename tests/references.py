@@ -30,40 +30,69 @@ def numeric_gradient(function, x, epsilon=1e-6):
     return out
 
 
-def tower(params, tokens, config):
-    """One unpadded sequence through the tower, float64 [D], from the equations of Gemma 3."""
+def tower_states(params, tokens, config):
+    """One unpadded sequence through the decoder stack, float64, from the equations of the models' papers.
+
+    Returns what the embedding and each layer give, [layers + 1, L, D], and the final hidden state [L, D].
+    """
     params = {name: np.asarray(value, np.float64) for name, value in params.items()}
+    length = len(tokens)
 
-    def norm(x, name):
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * (1.0 + params[f"{name}.scale_D"])
+    def norm(x, scale):
+        scale = 1.0 + scale if config.norm_plus_one else scale
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_epsilon) * scale
 
-    def rope(x):
+    def rope(x, base, factor):
         half = config.head_dim // 2
-        angle = np.arange(len(x))[:, None] * config.rope_base ** (-np.arange(half) / half)
+        angle = np.arange(length)[:, None] / factor * base ** (-np.arange(half) / half)
         cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
         return np.concatenate([x[..., :half] * cos - x[..., half:] * sin, x[..., half:] * cos + x[..., :half] * sin], -1)
 
-    x = params["embedding.table_VD"][tokens] * np.sqrt(config.width)
-    length = len(tokens)
+    units = params.get("embedding.units_AD", np.zeros((0, config.width)))
+    x = np.stack([params["embedding.text_VD"][t] if t < config.text_size else units[t - config.text_size] for t in tokens])
+    x = x * (np.sqrt(config.width) if config.scale_embedding else 1.0)
+    states, places = [x], np.arange(length)
     for layer in range(config.layers):
-        at = f"blocks.{layer}"
-        h = norm(x, f"{at}.pre_attention_norm")
-        q = (h @ params[f"{at}.attention.q_DF"]).reshape(length, config.heads, config.head_dim)
-        k = (h @ params[f"{at}.attention.k_DF"]).reshape(length, config.kv_heads, config.head_dim)
-        v = (h @ params[f"{at}.attention.v_DF"]).reshape(length, config.kv_heads, config.head_dim)
-        q, k = rope(norm(q, f"{at}.attention.q_norm")), rope(norm(k, f"{at}.attention.k_norm"))
+        at = {name.removeprefix("blocks."): value[layer] for name, value in params.items() if name.startswith("blocks.")}
+        is_global = config.window == 0 or (layer + 1) % config.global_every == 0
+        h = norm(x, at["pre_attention_norm.scale_D"])
+        q, k, v = ((h @ at[f"attention.{n}.weight_DF"]).reshape(length, -1, config.head_dim) for n in "qkv")
+        if config.qk_norm:
+            q, k = norm(q, at["attention.q_norm.scale_D"]), norm(k, at["attention.k_norm.scale_D"])
+        turn = (config.rope_base, config.rope_factor) if is_global else (config.rope_local_base, 1.0)
+        q, k = rope(q, *turn), rope(k, *turn)
         out = np.zeros((length, config.heads, config.head_dim))
+        hidden = np.zeros((length, length), bool)
+        if config.causal:
+            hidden |= places[:, None] < places[None, :]
+        if not is_global:
+            hidden |= np.abs(places[:, None] - places[None, :]) >= config.window
         for head in range(config.heads):
             group = head // (config.heads // config.kv_heads)
-            logits = q[:, head] @ k[:, group].T / np.sqrt(config.head_dim)
-            if config.causal:
-                logits[np.triu_indices(length, 1)] = -np.inf
+            logits = q[:, head] @ k[:, group].T / np.sqrt(config.query_scale or config.head_dim)
+            if config.softcap:
+                logits = config.softcap * np.tanh(logits / config.softcap)
+            logits[hidden] = -np.inf
             weights = np.exp(logits - logits.max(-1, keepdims=True))
             out[:, head] = weights / weights.sum(-1, keepdims=True) @ v[:, group]
-        x = x + norm(out.reshape(length, -1) @ params[f"{at}.attention.o_FD"], f"{at}.post_attention_norm")
-        h = norm(x, f"{at}.pre_mlp_norm")
-        gate = h @ params[f"{at}.mlp.gate_DM"]
-        gelu = 0.5 * gate * (1.0 + np.tanh(np.sqrt(2.0 / np.pi) * (gate + 0.044715 * gate**3)))
-        x = x + norm((gelu * (h @ params[f"{at}.mlp.up_DM"])) @ params[f"{at}.mlp.down_MD"], f"{at}.post_mlp_norm")
-    pooled = norm(x, "final_norm").mean(0)
+        added = out.reshape(length, -1) @ at["attention.o.weight_DF"]
+        x = x + (norm(added, at["post_attention_norm.scale_D"]) if config.post_norms else added)
+        h = norm(x, at["pre_mlp_norm.scale_D"])
+        gate = h @ at["mlp.gate.weight_DF"]
+        if config.activation == "gelu":
+            gate = 0.5 * gate * (1.0 + np.tanh(np.sqrt(2.0 / np.pi) * (gate + 0.044715 * gate**3)))
+        else:
+            gate = gate / (1.0 + np.exp(-gate))
+        added = (gate * (h @ at["mlp.up.weight_DF"])) @ at["mlp.down.weight_DF"]
+        x = x + (norm(added, at["post_mlp_norm.scale_D"]) if config.post_norms else added)
+        states.append(x)
+    return np.stack(states), norm(x, params["final_norm.scale_D"])
+
+
+def tower(params, tokens, config):
+    """The embedding of one unpadded sequence, float64 [E]."""
+    final = tower_states(params, tokens, config)[1]
+    pooled = final.mean(0) if config.pooling == "mean" else final[-1]
+    for number in range(len(config.dense)):
+        pooled = pooled @ np.asarray(params[f"dense.{number}.kernel_DE"], np.float64)
     return pooled / np.linalg.norm(pooled)

@@ -2,138 +2,277 @@
 
 xretrieval.json     format version, tower config, vocabulary split, prefix template, pooling, width, logit scale, fingerprints
 model.safetensors   the tower's parameters by dotted name
-tokenizer.model     SentencePiece
-unit_tokenizer/     the unit tokenizer the model was trained with, and the only one it works with
-README.md NOTICE    model card; licences of the parts
+tokenizer.model     the text tokenizer: SentencePiece, or `tokenizer.json` of Hugging Face
+unit_tokenizer/     the unit tokenizer the model was trained with, and the only one it works with; an imported LLM has no units, hence none
+README.md NOTICE    model card; licences of the parts; beside them the LICENSE files of an imported LLM
 """
 
+import contextlib
 import dataclasses
+import hashlib
+import json
 import os
 import pathlib
-import shutil
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from xretrieval.data.vocabulary import Vocabulary
 from xretrieval.errors import UserError, read_json, write_json
+from xretrieval.model import tensors
+from xretrieval.model.tensors import Blocks
 from xretrieval.model.tower import Params, TowerConfig
 from xretrieval.units.tokenizer import UnitTokenizer
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_FIELDS = (
+    *("tower", "text_tokens", "unit_tokens", "prefix_template", "begin_tokens", "end_tokens", "tokenizer_file", "logit_scale"),
+    *("unit_tokenizer_fingerprint", "vocabulary_fingerprint", "trained_languages", "fingerprint"),
+)
+_TABLES = ("embedding.text_VD", "embedding.units_AD")
+# Settings of a tower that its parameters do not depend on: an LLM may be tried both ways.
+_FREE = ("num_units", "row_multiple", "max_positions", "causal", "pooling")
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A model directory, read."""
+    """A model directory, read.
+
+    Attributes:
+      config: of the tower.
+      params: by name, mapped from the file: an array takes memory only while it is in use. An imported LLM's are mostly bfloat16.
+      vocabulary: text and unit tokens.
+      unit_tokenizer: None where the model has no units.
+      logit_scale: the trained one; None where nothing was trained.
+      trained_languages: codes of the languages whose speech was trained on.
+      fingerprint: identity of the model.
+      prompts: of an imported LLM, by name ("query"); text in front of an input, as its authors trained it.
+    """
 
     config: TowerConfig
     params: dict[str, np.ndarray]
     vocabulary: Vocabulary
-    unit_tokenizer: UnitTokenizer
-    logit_scale: float
+    unit_tokenizer: UnitTokenizer | None
+    logit_scale: float | None
     trained_languages: tuple[str, ...]
     fingerprint: str
+    prompts: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def write(
-    out_dir: str,
+    out_dir: str | os.PathLike,
     config: TowerConfig,
-    params: dict[str, np.ndarray],
+    params: Mapping[str, np.ndarray | Blocks],
     vocabulary: Vocabulary,
-    unit_tokenizer_dir: str,
-    logit_scale: float,
+    unit_tokenizer_dir: str | os.PathLike | None,
+    logit_scale: float | None,
     identity: dict,
     card: str,
     notice: str,
+    source: dict | None = None,
+    prompts: Mapping[str, str] | None = None,
+    licences: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Writes a model directory; `xretrieval.json` comes last, so a folder with one is whole."""
+    """Writes a model directory; `xretrieval.json` comes last, so a folder with one is whole.
+
+    Args:
+      out_dir: the folder; an older model in it is replaced.
+      config, params: of the tower; `Blocks` are made while they are written.
+      vocabulary: the tokenizer file, begin and end tokens and template are its.
+      unit_tokenizer_dir: None where the model has no units.
+      logit_scale: None where nothing was trained.
+      identity: "unit_tokenizer" (its fingerprint or None), "trained_languages" and the model's "fingerprint".
+      card, notice: of README.md and NOTICE.
+      source: what an imported LLM was made from: "name", "family", "licence", "sha256" by file. Whatever is made from it keeps this.
+      prompts: of an imported LLM.
+      licences: content of licence files, by name ("LICENSE").
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
     out = pathlib.Path(out_dir)
-    (out / "unit_tokenizer").mkdir(parents=True, exist_ok=True)
-    (out / "xretrieval.json").unlink(missing_ok=True)
-    weights = out / "model.safetensors"
-    try:
-        safetensors.numpy.save_file({name: np.ascontiguousarray(value) for name, value in params.items()}, weights)
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{weights}: cannot be written ({error}); free space or give another folder") from error
-    shutil.copyfile(vocabulary.tokenizer_file, out / "tokenizer.model")
-    for name in ("unit_tokenizer.json", "codebook.safetensors"):
-        shutil.copyfile(pathlib.Path(unit_tokenizer_dir) / name, out / "unit_tokenizer" / name)
-    (out / "README.md").write_text(card)
-    (out / "NOTICE").write_text(notice)
+    tokenizer = vocabulary.tokenizer_file.read_bytes()
+    tokenizer_file = "tokenizer.json" if vocabulary.tokenizer_file.suffix == ".json" or tokenizer[:1] == b"{" else "tokenizer.model"
+    # All read before anything is replaced: they may come from this very folder.
+    small = {"README.md": card.encode(), "NOTICE": notice.encode(), **(licences or {}), tokenizer_file: tokenizer}
+    if unit_tokenizer_dir is not None:
+        for name in ("unit_tokenizer.json", "codebook.safetensors"):
+            small[f"unit_tokenizer/{name}"] = (pathlib.Path(unit_tokenizer_dir) / name).read_bytes()
     record = {
         "format_version": FORMAT_VERSION,
         "tower": dataclasses.asdict(config),
         "text_tokens": vocabulary.text_size,
         "unit_tokens": vocabulary.num_units,
         "prefix_template": vocabulary.template,
-        "pooling": "mean",
-        "embedding_width": config.width,
+        "begin_tokens": list(vocabulary.begin_ids),
+        "end_tokens": list(vocabulary.end_ids),
+        "tokenizer_file": tokenizer_file,
+        "pooling": config.pooling,
+        "embedding_width": config.embedding_width,
         "logit_scale": logit_scale,
         "unit_tokenizer_fingerprint": identity["unit_tokenizer"],
         "vocabulary_fingerprint": vocabulary.fingerprint,
         "trained_languages": list(identity["trained_languages"]),
         "fingerprint": identity["fingerprint"],
     }
-    write_json(out / "xretrieval.json", record)
+    if source is not None:
+        record |= {"source": source, "prompts": dict(prompts or {})}
+    try:
+        _begin(out)
+        tensors.write(out / "model.safetensors", params, f"writing {out / 'model.safetensors'}")
+        for name, content in small.items():
+            (out / name).parent.mkdir(exist_ok=True)
+            (out / name).write_bytes(content)
+        write_json(out / "xretrieval.json", record)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror or error}); free space or give another folder") from error
 
 
-def _description(model_dir: str | os.PathLike) -> dict:
+def _begin(out: pathlib.Path) -> None:
+    """The folder counts as a model no more, but as one that is being written, and holds nothing that the next may lack."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "xretrieval.json.tmp").touch()
+    (out / "xretrieval.json").unlink(missing_ok=True)
+    stale = ("tokenizer.model", "tokenizer.json", "unit_tokenizer/unit_tokenizer.json", "unit_tokenizer/codebook.safetensors")
+    for path in (*(out / name for name in stale), *out.glob("LICENSE*")):
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not there, or somebody's files are in it
+        (out / "unit_tokenizer").rmdir()
+
+
+def describe(model_dir: str | os.PathLike) -> dict[str, Any]:
+    """The content of `xretrieval.json`.
+
+    Raises:
+      UserError: no model there, of another format version, or a field is missing.
+    """
     path = pathlib.Path(model_dir) / "xretrieval.json"
     if not path.exists():
-        raise UserError(f"{path}: no model there; make one with `xretrieval export`")
+        raise UserError(f"{path}: no model there; make one with `xretrieval export`, or with `xretrieval import-llm`")
     record = read_json(path)
-    if record["format_version"] != FORMAT_VERSION:
-        raise UserError(
-            f"{path}: format version {record['format_version']}, this xretrieval reads {FORMAT_VERSION}; export the model again"
-        )
+    version = record.get("format_version")
+    if version != FORMAT_VERSION:
+        raise UserError(f"{path}: format version {version}, this xretrieval reads {FORMAT_VERSION}; export or import the model again")
+    for name in _FIELDS:
+        if name not in record:
+            raise UserError(f"{path}: the field {name} is missing; export or import the model again")
     return record
 
 
-def _tensors(model_dir: str | os.PathLike) -> dict[str, np.ndarray]:
-    path = pathlib.Path(model_dir) / "model.safetensors"
+def _config(model_dir: str | os.PathLike, record: dict) -> TowerConfig:
     try:
-        return safetensors.numpy.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); copy or export the model again") from error
+        return TowerConfig(**record["tower"])
+    except TypeError as error:
+        raise UserError(f"{model_dir}/xretrieval.json: tower: {error}; export or import the model again") from error
+
+
+def text_fingerprint(vocabulary: Vocabulary) -> str:
+    """sha256 over what text tokens mean: the tokenizer file, t, begin and end tokens; whatever units and prefixes there are."""
+    rest = json.dumps([vocabulary.text_size, vocabulary.begin_ids, vocabulary.end_ids])
+    return hashlib.sha256(vocabulary.tokenizer_file.read_bytes() + rest.encode()).hexdigest()
 
 
 def read(model_dir: str | os.PathLike) -> Model:
     """Reads a model directory and checks that its parts belong together."""
-    record, path = _description(model_dir), pathlib.Path(model_dir)
-    vocabulary = Vocabulary(path / "tokenizer.model", record["unit_tokens"], record["prefix_template"])
-    unit_tokenizer = UnitTokenizer.load(path / "unit_tokenizer")
-    if unit_tokenizer.fingerprint != record["unit_tokenizer_fingerprint"]:
+    record, path = describe(model_dir), pathlib.Path(model_dir)
+    vocabulary = Vocabulary.open(path, record["unit_tokens"])
+    unit_tokenizer = UnitTokenizer.load(path / "unit_tokenizer") if record["unit_tokens"] else None
+    if unit_tokenizer and unit_tokenizer.fingerprint != record["unit_tokenizer_fingerprint"]:
         raise UserError(f"{path / 'unit_tokenizer'}: not the unit tokenizer this model was trained with; copy the model again")
     if vocabulary.fingerprint != record["vocabulary_fingerprint"]:
-        raise UserError(f"{path / 'tokenizer.model'}: not the text tokenizer this model was trained with; copy the model again")
+        raise UserError(f"{vocabulary.tokenizer_file}: not the text tokenizer this model was trained with; copy the model again")
     return Model(
-        TowerConfig(**record["tower"]),
-        _tensors(model_dir),
+        _config(path, record),
+        tensors.mapped(path / "model.safetensors"),
         vocabulary,
         unit_tokenizer,
         record["logit_scale"],
         tuple(record["trained_languages"]),
         record["fingerprint"],
+        record.get("prompts", {}),
     )
 
 
-def read_params(model_dir: str, abstract: dict, identity: dict) -> dict:
-    """Parameters of a model directory as a training run's start, placed as `abstract` says.
+class Start(NamedTuple):
+    """What a run starts from.
+
+    Attributes:
+      params: the tower's parameters that the model has, placed.
+      missing: names of those that it has not: `embedding.units_AD` of an imported LLM. The caller initialises them.
+      logit_scale: None where nothing was trained.
+    """
+
+    params: Params
+    missing: tuple[str, ...]
+    logit_scale: float | None
+
+
+def read_params(
+    model_dir: str | os.PathLike, abstract: Mapping[str, jax.ShapeDtypeStruct], identity: dict, config: TowerConfig | None = None
+) -> Start:
+    """Parameters of a model directory as a training run's start, one at a time, placed and cast as `abstract` says.
+
+    Tables may differ in their padding rows; new ones are zeros.
+
+    Args:
+      model_dir: a trained model, or an imported LLM.
+      abstract: the run's tower, whole: parameter by name with shape, dtype and sharding.
+      identity: of the run: "unit_tokenizer" and "vocabulary", its fingerprints, and "text", the vocabulary's `text_fingerprint`.
+      config: of the run's tower, `text_size` set; what it computes must be what the model computes, but for direction and pooling.
 
     Raises:
       UserError: the model has another vocabulary, unit tokenizer or tower than the run.
     """
-    record, tensors = _description(model_dir), _tensors(model_dir)
+    record = describe(model_dir)
+    _check_identity(model_dir, record, identity)
+    if config is not None:
+        _check_config(model_dir, _config(model_dir, record), config)
+    stored = tensors.mapped(pathlib.Path(model_dir) / "model.safetensors")
+    for name in sorted(stored.keys() - abstract.keys()):
+        raise UserError(f"{model_dir}: the model has tensor {name}, the run's tower has not; set TowerConfig as the model's")
+    missing = tuple(name for name in abstract if name not in stored and name == _TABLES[1] and not record["unit_tokens"])
+    params: Params = {}
+    sizes = dict(zip(_TABLES, (record["text_tokens"], record["unit_tokens"]), strict=True))
+    for name, want in abstract.items():
+        if name in missing:
+            continue
+        found = stored[name].shape if name in stored else None
+        # A table may have other padding, as long as no row of a token is cut off.
+        shape = (want.shape[0], *found[1:]) if found and sizes.get(name, want.shape[0] + 1) <= want.shape[0] else found
+        if shape != want.shape:
+            raise UserError(
+                f"{model_dir}: tensor {name} is {found or 'nothing'}, the run's tower wants {want.shape}; set TowerConfig as the model's"
+            )
+        params[name] = _place(stored[name], want)
+    return Start(params, missing, record["logit_scale"])
+
+
+def _place(stored: np.ndarray, want: jax.ShapeDtypeStruct) -> jax.Array:
+    stored = stored[: want.shape[0]]
+
+    def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+        index = index or (slice(None),)
+        block = stored[index].astype(want.dtype)
+        new = len(range(*index[0].indices(want.shape[0]))) - len(block)
+        return np.pad(block, [(0, new), *[(0, 0)] * (block.ndim - 1)]) if new else block
+
+    return jax.make_array_from_callback(want.shape, want.sharding, shard) if want.sharding else jax.numpy.asarray(shard(None))
+
+
+def _check_identity(model_dir: str | os.PathLike, record: dict, identity: dict) -> None:
+    if not record["unit_tokens"]:
+        if text_fingerprint(Vocabulary.open(model_dir, 0)) != identity["text"]:
+            raise UserError(f"{model_dir}: this LLM has another text tokenizer than this run's; set mixture.tokenizer_file to this folder")
+        return
     for name, key in (("unit tokenizer", "unit_tokenizer"), ("vocabulary", "vocabulary")):
         if record[f"{key}_fingerprint"] != identity[key]:
             raise UserError(f"{model_dir}: this model was trained with another {name} than this run's; use the model's own")
-    tower: Params = {}
-    for name, want in abstract["tower"].items():
-        if name not in tensors or tensors[name].shape != want.shape:
-            found = tensors[name].shape if name in tensors else "nothing"
-            raise UserError(f"{model_dir}: tensor {name} is {found}, the run's tower wants {want.shape}; set TowerConfig as the model's")
-        tower[name] = jax.device_put(tensors[name], want.sharding)
-    return {"tower": tower, "log_logit_scale": jax.numpy.float32(np.log(record["logit_scale"]))}
+
+
+def _check_config(model_dir: str | os.PathLike, model: TowerConfig, run: TowerConfig) -> None:
+    for field in dataclasses.fields(TowerConfig):
+        ours, theirs = getattr(run, field.name), getattr(model, field.name)
+        if field.name not in _FREE and ours != theirs:
+            raise UserError(f"{model_dir}: this model's TowerConfig.{field.name} is {theirs}, the run's {ours}; set it as the model's")

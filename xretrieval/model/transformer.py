@@ -1,6 +1,10 @@
-"""The decoder block of Gemma 3 (arXiv 2503.19786): RMSNorm before and after, QK norm, RoPE, GeGLU."""
+"""One decoder stack for Gemma 1 to 3, EmbeddingGemma and Qwen3: RMSNorm, rotary positions, grouped-query attention, gated MLP.
 
-import functools
+Every weight of the stack has a leading axis of layers, and `jax.lax.scan` runs them: one layer is compiled, however many there are.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,114 +12,199 @@ import numpy as np
 from flax import nnx
 
 from xretrieval import mesh as mesh_lib
+from xretrieval.model.attention import AttentionConfig, attend
 
-NORM_EPSILON = 1e-6
+
+class Rows(NamedTuple):
+    """What a layer knows of its rows beside their tokens."""
+
+    segment_ids_RL: jax.Array
+    rope: tuple[jax.Array, ...]  # cos and sin, float32 [R, L, 1, C / 2]: of global layers, then of local ones where there are some
 
 
-def _weight(rngs: nnx.Rngs, shape: tuple[int, int], axes: tuple[str | None, str | None]) -> nnx.Param:
-    """A matrix with variance 1 / fan-in, created already sharded."""
-    return nnx.Param(jax.random.normal(rngs.params(), shape, out_sharding=mesh_lib.spec(*axes)) * shape[0] ** -0.5)
+@dataclasses.dataclass(frozen=True)
+class StackConfig:
+    """Sizes and kinds of a layer; see `tower.TowerConfig`, which they are taken from."""
+
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_hidden: int
+    activation: str
+    norm_plus_one: bool
+    norm_epsilon: float
+    qk_norm: bool
+    post_norms: bool
+    global_every: int
+    attention: AttentionConfig
+    remat: bool
 
 
 def project(x_RLD: jax.Array, weight_DF: jax.Array) -> jax.Array:
     """x @ w with rows and tokens flattened: XLA:CPU runs one large matmul 1.5 times as fast as a batch of small ones.
 
-    The weight is gathered over `data` just before its use (fully sharded parameters); its gradient is reduce-scattered back.
+    The weight is rounded to x's dtype and gathered just before its use (fully sharded parameters); its gradient is reduce-scattered back.
     """
     rows, length, width = x_RLD.shape
-    weight_DF = jax.reshard(weight_DF, jax.sharding.PartitionSpec(None, None))
+    weight_DF = jax.reshard(weight_DF.astype(x_RLD.dtype), jax.sharding.PartitionSpec(None, None))
     x_ND = jax.lax.reshape(x_RLD, (rows * length, width), out_sharding=mesh_lib.spec("batch", None))
     y_NF = x_ND @ weight_DF
     return jax.lax.reshape(y_NF, (rows, length, weight_DF.shape[1]), out_sharding=mesh_lib.spec("batch", None, None))
 
 
 class RMSNorm(nnx.Module):
-    """x / rms(x) * (1 + scale), computed in float32 over the last axis."""
+    """x / rms(x) * scale over the last axis, computed in float32; Gemma keeps scale - 1 (`plus_one`). `layers` 0: not of a stack."""
 
-    def __init__(self, width: int):
-        self.scale_D = nnx.Param(jnp.zeros((width,)))
+    def __init__(self, width: int, plus_one: bool, epsilon: float, layers: int = 0):
+        self.plus_one, self.epsilon = plus_one, epsilon
+        shape = (layers, width) if layers else (width,)
+        self.scale_D = nnx.Param(jnp.zeros(shape) if plus_one else jnp.ones(shape))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x32 = x.astype(jnp.float32)
+        scale = self.scale_D[...].astype(jnp.float32)
+        scale = (1.0 + scale if self.plus_one else scale).reshape((1,) * (x.ndim - 1) + (-1,))
         variance = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
-        scale = 1.0 + self.scale_D[...]
-        return (x32 * jax.lax.rsqrt(variance + NORM_EPSILON) * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
+        return (x32 * jax.lax.rsqrt(variance + self.epsilon) * scale).astype(x.dtype)
 
 
-@functools.cache
-def _rope_tables(max_positions: int, channels: int, base: float) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin, float32 [positions, channels / 2]; NumPy constants, because inside jit XLA:CPU recomputes them for every element."""
+class Linear(nnx.Module):
+    """x @ W, and with an adapter (LoRA, arXiv 2106.09685) x @ W + scale * (x @ A) @ B, A normal and B nought at the start."""
+
+    def __init__(self, layers: int, shape: tuple[int, int], axes: tuple[str, str], lora_rank: int, rngs: nnx.Rngs):
+        fan_in, fan_out = shape
+        self.weight_DF = nnx.Param(_normal(rngs, (layers, *shape), axes) * fan_in**-0.5)
+        self.adapted = lora_rank > 0
+        if self.adapted:
+            self.lora_a_DK = nnx.Param(_normal(rngs, (layers, fan_in, lora_rank), (axes[0], None)) * fan_in**-0.5)
+            self.lora_b_KF = nnx.Param(jnp.zeros((layers, lora_rank, fan_out), out_sharding=mesh_lib.spec(None, None, axes[1])))
+
+    def __call__(self, x_RLD: jax.Array, lora_scale: float) -> jax.Array:
+        y_RLF = project(x_RLD, self.weight_DF[...])
+        if self.adapted:
+            y_RLF += lora_scale * project(project(x_RLD, self.lora_a_DK[...]), self.lora_b_KF[...])
+        return y_RLF
+
+
+def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> jax.Array:
+    return jax.random.normal(rngs.params(), shape, out_sharding=mesh_lib.spec(None, *axes))
+
+
+def rope_tables(positions_RL: jax.Array, channels: int, base: float, factor: float) -> tuple[jax.Array, jax.Array]:
+    """cos and sin of rotary positions (arXiv 2104.09864), positions divided by `factor`; float32 [R, L, 1, C / 2].
+
+    The angles are NumPy constants of the row's length (positions restart in each segment, so none is longer): inside jit XLA:CPU would compute
+    them again for every element.
+    """
     frequency = base ** (-np.arange(0, channels, 2) / channels)
-    angle = np.arange(max_positions)[:, None] * frequency[None, :]
-    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+    angle_LC = np.arange(positions_RL.shape[1])[:, None] / factor * frequency[None, :]
+    spec = mesh_lib.spec("batch", None, None)
+
+    def at(table_LC: np.ndarray) -> jax.Array:
+        return jnp.asarray(table_LC.astype(np.float32)).at[positions_RL].get(out_sharding=spec)[:, :, None, :]
+
+    return at(np.cos(angle_LC)), at(np.sin(angle_LC))
 
 
-def apply_rope(x_RLHC: jax.Array, positions_RL: jax.Array, base: float, max_positions: int) -> jax.Array:
-    """Rotary positions (arXiv 2104.09864) in the half-split layout of the released checkpoints."""
-    cos, sin = _rope_tables(max_positions, x_RLHC.shape[-1], base)
-    replicated = mesh_lib.spec("batch", None, None)
-    cos_RL1C = jnp.asarray(cos).at[positions_RL].get(out_sharding=replicated)[:, :, None, :]
-    sin_RL1C = jnp.asarray(sin).at[positions_RL].get(out_sharding=replicated)[:, :, None, :]
-    first, second = jnp.split(x_RLHC, 2, axis=-1)
-    return jnp.concatenate([first * cos_RL1C - second * sin_RL1C, second * cos_RL1C + first * sin_RL1C], axis=-1)
+def apply_rope(x_RLHC: jax.Array, cos_RL1C: jax.Array, sin_RL1C: jax.Array) -> jax.Array:
+    """Rotates in float32, in the half-split layout of the released checkpoints."""
+    first, second = jnp.split(x_RLHC.astype(jnp.float32), 2, axis=-1)
+    turned = [first * cos_RL1C - second * sin_RL1C, second * cos_RL1C + first * sin_RL1C]
+    return jnp.concatenate(turned, axis=-1).astype(x_RLHC.dtype)
 
 
-def attention_mask(segment_ids_RL: jax.Array, positions_RL: jax.Array, causal: bool) -> jax.Array:
-    """bool [R, L, L]: a token sees its own segment, and only what is not after it where `causal`. Segment 0 is padding."""
-    mask_RLL = (segment_ids_RL[:, :, None] == segment_ids_RL[:, None, :]) & (segment_ids_RL > 0)[:, None, :]
-    if causal:
-        mask_RLL &= positions_RL[:, :, None] >= positions_RL[:, None, :]
-    return mask_RLL
+def _by_head(x_RLF: jax.Array, head_dim: int) -> jax.Array:
+    """[R, L, F / C, C]; a row of one token would leave open which axis is split."""
+    rows, length, features = x_RLF.shape
+    return jax.lax.reshape(x_RLF, (rows, length, features // head_dim, head_dim), out_sharding=mesh_lib.spec("batch", None, None, None))
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention with QK norm."""
+    """Grouped-query attention; queries and keys may be normalised a head."""
 
-    def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int, rope_base: float, max_positions: int, rngs: nnx.Rngs):
-        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
-        self.rope_base, self.max_positions = rope_base, max_positions
-        self.q_DF = _weight(rngs, (width, heads * head_dim), ("embed", "heads"))
-        self.k_DF = _weight(rngs, (width, kv_heads * head_dim), ("embed", "heads"))
-        self.v_DF = _weight(rngs, (width, kv_heads * head_dim), ("embed", "heads"))
-        self.o_FD = _weight(rngs, (heads * head_dim, width), ("heads", "embed"))
-        self.q_norm, self.k_norm = RMSNorm(head_dim), RMSNorm(head_dim)
+    def __init__(self, config: StackConfig, layers: int, lora_rank: int, rngs: nnx.Rngs):
+        self.config = config
+        width, query, value = config.width, config.heads * config.head_dim, config.kv_heads * config.head_dim
+        self.q = Linear(layers, (width, query), ("embed", "heads"), lora_rank, rngs)
+        self.k = Linear(layers, (width, value), ("embed", "heads"), lora_rank, rngs)
+        self.v = Linear(layers, (width, value), ("embed", "heads"), lora_rank, rngs)
+        self.o = Linear(layers, (query, width), ("heads", "embed"), lora_rank, rngs)
+        if config.qk_norm:
+            self.q_norm, self.k_norm = (RMSNorm(config.head_dim, config.norm_plus_one, config.norm_epsilon, layers) for _ in range(2))
 
-    def __call__(self, x_RLD: jax.Array, mask_RLL: jax.Array, positions_RL: jax.Array) -> jax.Array:
-        rows, length, _ = x_RLD.shape
-        rope = functools.partial(apply_rope, positions_RL=positions_RL, base=self.rope_base, max_positions=self.max_positions)
-        q_RLHC = project(x_RLD, self.q_DF[...]).reshape(rows, length, self.heads, self.head_dim)
-        k_RLGC = project(x_RLD, self.k_DF[...]).reshape(rows, length, self.kv_heads, self.head_dim)
-        v_RLGC = project(x_RLD, self.v_DF[...]).reshape(rows, length, self.kv_heads, self.head_dim)
-        q_RLHC, k_RLGC = rope(self.q_norm(q_RLHC)), rope(self.k_norm(k_RLGC))
-        q_RLGHC = q_RLHC.reshape(rows, length, self.kv_heads, self.heads // self.kv_heads, self.head_dim)
-        logits_RGHLL = jnp.einsum("rlghc,rmgc->rghlm", q_RLGHC, k_RLGC).astype(jnp.float32) * self.head_dim**-0.5
-        logits_RGHLL = jnp.where(mask_RLL[:, None, None], logits_RGHLL, jnp.finfo(jnp.float32).min)
-        weights_RGHLL = jax.nn.softmax(logits_RGHLL, axis=-1).astype(x_RLD.dtype)
-        out_RLGHC = jnp.einsum("rghlm,rmgc->rlghc", weights_RGHLL, v_RLGC)
-        return project(out_RLGHC.reshape(rows, length, self.heads * self.head_dim), self.o_FD[...])
+    def __call__(self, x_RLD: jax.Array, rows: Rows, is_local: jax.Array, lora_scale: float) -> jax.Array:
+        config = self.config
+        q_RLHC, k_RLGC, v_RLGC = (_by_head(linear(x_RLD, lora_scale), config.head_dim) for linear in (self.q, self.k, self.v))
+        if config.qk_norm:
+            q_RLHC, k_RLGC = self.q_norm(q_RLHC), self.k_norm(k_RLGC)
+        cos, sin = rows.rope[:2]
+        if len(rows.rope) > 2:
+            cos, sin = jnp.where(is_local, rows.rope[2], cos), jnp.where(is_local, rows.rope[3], sin)
+        q_RLHC, k_RLGC = apply_rope(q_RLHC, cos, sin), apply_rope(k_RLGC, cos, sin)
+        out_RLHC = attend(q_RLHC, k_RLGC, v_RLGC, rows.segment_ids_RL, is_local, config.attention)
+        return self.o(out_RLHC.reshape(*x_RLD.shape[:2], -1), lora_scale)
 
 
-class GeGLU(nnx.Module):
-    """gelu(x W_gate) * (x W_up), projected back; gelu in the tanh form of Gemma."""
+class GatedMLP(nnx.Module):
+    """act(x W_gate) * (x W_up), projected back; gelu in its tanh form (Gemma) or silu (Qwen3)."""
 
-    def __init__(self, width: int, hidden: int, rngs: nnx.Rngs):
-        self.gate_DM = _weight(rngs, (width, hidden), ("embed", "mlp"))
-        self.up_DM = _weight(rngs, (width, hidden), ("embed", "mlp"))
-        self.down_MD = _weight(rngs, (hidden, width), ("mlp", "embed"))
+    def __init__(self, config: StackConfig, layers: int, lora_rank: int, rngs: nnx.Rngs):
+        self.activation = config.activation
+        self.gate = Linear(layers, (config.width, config.mlp_hidden), ("embed", "mlp"), lora_rank, rngs)
+        self.up = Linear(layers, (config.width, config.mlp_hidden), ("embed", "mlp"), lora_rank, rngs)
+        self.down = Linear(layers, (config.mlp_hidden, config.width), ("mlp", "embed"), lora_rank, rngs)
 
-    def __call__(self, x_RLD: jax.Array) -> jax.Array:
-        hidden_RLM = jax.nn.gelu(project(x_RLD, self.gate_DM[...]), approximate=True) * project(x_RLD, self.up_DM[...])
-        return project(hidden_RLM, self.down_MD[...])
+    def __call__(self, x_RLD: jax.Array, lora_scale: float) -> jax.Array:
+        gate_RLM = self.gate(x_RLD, lora_scale)
+        gate_RLM = jax.nn.gelu(gate_RLM, approximate=True) if self.activation == "gelu" else jax.nn.silu(gate_RLM)
+        return self.down(gate_RLM * self.up(x_RLD, lora_scale), lora_scale)
 
 
 class Block(nnx.Module):
-    """One decoder layer: x + norm(attention(norm(x))), then x + norm(mlp(norm(x)))."""
+    """A layer: x + attention(norm(x)), then x + mlp(norm(x)); Gemma 2 and 3 also normalise what is added."""
 
-    def __init__(self, width: int, hidden: int, attention: Attention, rngs: nnx.Rngs):
-        self.attention, self.mlp = attention, GeGLU(width, hidden, rngs)
-        self.pre_attention_norm, self.post_attention_norm = RMSNorm(width), RMSNorm(width)
-        self.pre_mlp_norm, self.post_mlp_norm = RMSNorm(width), RMSNorm(width)
+    def __init__(self, config: StackConfig, layers: int, lora_rank: int, rngs: nnx.Rngs):
+        def norm() -> RMSNorm:
+            return RMSNorm(config.width, config.norm_plus_one, config.norm_epsilon, layers)
 
-    def __call__(self, x_RLD: jax.Array, mask_RLL: jax.Array, positions_RL: jax.Array) -> jax.Array:
-        x_RLD = x_RLD + self.post_attention_norm(self.attention(self.pre_attention_norm(x_RLD), mask_RLL, positions_RL))
-        return x_RLD + self.post_mlp_norm(self.mlp(self.pre_mlp_norm(x_RLD)))
+        self.post_norms = config.post_norms
+        self.attention, self.mlp = Attention(config, layers, lora_rank, rngs), GatedMLP(config, layers, lora_rank, rngs)
+        self.pre_attention_norm, self.pre_mlp_norm = norm(), norm()
+        if config.post_norms:
+            self.post_attention_norm, self.post_mlp_norm = norm(), norm()
+
+    def __call__(self, x_RLD: jax.Array, rows: Rows, is_local: jax.Array, lora_scale: float) -> jax.Array:
+        added_RLD = self.attention(self.pre_attention_norm(x_RLD), rows, is_local, lora_scale)
+        x_RLD = x_RLD + (self.post_attention_norm(added_RLD) if self.post_norms else added_RLD)
+        added_RLD = self.mlp(self.pre_mlp_norm(x_RLD), lora_scale)
+        return x_RLD + (self.post_mlp_norm(added_RLD) if self.post_norms else added_RLD)
+
+
+def run_stack(stack: Block, x_RLD: jax.Array, rows: Rows, first: int, lora_scale: float, keep: bool = False) -> tuple[jax.Array, Any]:
+    """Runs layers `first`, `first` + 1, ... of a tower.
+
+    Args:
+      stack: one `Block` whose weights have a leading axis of layers.
+      x_RLD: what goes in.
+      rows: of x.
+      first: the number of the stack's first layer in the tower: it decides which layers are local.
+      lora_scale: of the adapters, alpha / rank.
+      keep: also return what comes out of every layer.
+
+    Returns:
+      (x_RLD, [layers, R, L, D] or None).
+    """
+    config = stack.attention.config
+    graphdef, weights = nnx.split(stack, nnx.Param)
+    layers = jax.tree.leaves(weights)[0].shape[0]
+    is_local_N = (np.arange(first, first + layers) + 1) % config.global_every != 0
+
+    def layer(x_RLD, inputs):
+        weights_of_layer, is_local = inputs
+        x_RLD = nnx.merge(graphdef, weights_of_layer)(x_RLD, rows, is_local, lora_scale)
+        return x_RLD, x_RLD if keep else None
+
+    if config.remat:
+        layer = jax.checkpoint(layer)
+    return jax.lax.scan(layer, x_RLD, (weights, jnp.asarray(is_local_N)))
