@@ -51,10 +51,26 @@ def prefixes(kind: str, language: str, vocabulary: Vocabulary) -> tuple[tuple[in
     return tuple(vocabulary.encode_prefix(language, modality).tolist()), tuple(vocabulary.encode_prefix(target, "text").tolist())
 
 
-def add_prefixes(dataset: tf.data.Dataset, input_prefix: tuple[int, ...], target_prefix: tuple[int, ...]) -> tf.data.Dataset:
+def suffixes(vocabulary: Vocabulary) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Suffix IDs of both sides of a task: what an imported LLM's tokenizer ends a text with."""
+    return vocabulary.end_ids, vocabulary.end_ids
+
+
+def add_prefixes(
+    dataset: tf.data.Dataset,
+    input_prefix: tuple[int, ...],
+    target_prefix: tuple[int, ...],
+    input_suffix: tuple[int, ...] = (),
+    target_suffix: tuple[int, ...] = (),
+) -> tf.data.Dataset:
+    """Frames both sides of every example: the prefix in front, the suffix behind."""
+
+    def framed(prefix, tokens_L, suffix):
+        return tf.concat([tf.constant(prefix, tf.int32), tokens_L, tf.constant(suffix, tf.int32)], 0)
+
     def add(example):
-        inputs = tf.concat([tf.constant(input_prefix, tf.int32), example["inputs"]], 0)
-        return {**example, "inputs": inputs, "targets": tf.concat([tf.constant(target_prefix, tf.int32), example["targets"]], 0)}
+        inputs = framed(input_prefix, example["inputs"], input_suffix)
+        return {**example, "inputs": inputs, "targets": framed(target_prefix, example["targets"], target_suffix)}
 
     return dataset.map(add)
 
@@ -83,6 +99,8 @@ def register(name: str, records_dir: str, vocabulary: Vocabulary, rates: dict[st
             print(f"no {kind} pairs in {records_dir}: the mixture goes without")
         for language in languages:
             task = f"{name}.{kind}.{language}"
+            frame = (*prefixes(kind, language, vocabulary), *suffixes(vocabulary))
+            names = ("input_prefix", "target_prefix", "input_suffix", "target_suffix")
             seqio.TaskRegistry.remove(task)
             seqio.TaskRegistry.add(
                 task,
@@ -90,9 +108,7 @@ def register(name: str, records_dir: str, vocabulary: Vocabulary, rates: dict[st
                 preprocessors=[
                     functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False),
                     seqio.CacheDatasetPlaceholder(),
-                    functools.partial(
-                        add_prefixes, **dict(zip(("input_prefix", "target_prefix"), prefixes(kind, language, vocabulary), strict=True))
-                    ),
+                    functools.partial(add_prefixes, **dict(zip(names, frame, strict=True))),
                 ],
                 output_features=features,
             )

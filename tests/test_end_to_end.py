@@ -7,6 +7,7 @@ import sys
 
 import jax
 import numpy as np
+import packed_batches
 import pytest
 from small_run import GIN, settings
 
@@ -48,6 +49,7 @@ def test_exported_equals_live(finished):
     from xretrieval.search.retriever import Retriever
     from xretrieval.train import checkpoint, state
     from xretrieval.train.optimizer import OptimizerConfig, make_optimizer
+    from xretrieval.train.trainable import TrainableConfig
 
     retriever = Retriever.load(finished / "model")
     vocabulary = retriever.model.vocabulary
@@ -55,8 +57,8 @@ def test_exported_equals_live(finished):
     config = TowerConfig(**json.loads((finished / "train/run.json").read_text())["tower"])
     assert checkpoint.steps(finished / "train")[-1] == 30
     with jax.set_mesh(mesh_lib.make_mesh()):
-        fresh = state.create(config, make_optimizer(OptimizerConfig(), 30), 20.0, seed=1)
-        live = checkpoint.restore(finished / "train", 30, state.abstract(fresh)).params["tower"]
+        abstract = state.abstract(config, make_optimizer(OptimizerConfig(), 30), TrainableConfig())
+        live = checkpoint.restore(finished / "train", 30, abstract).params["tower"]
         spoken = embed_sequences(config, live, [vocabulary.sequence(vocabulary.encode_units(r.units), "de_de", "speech") for r in records])
         written = embed_sequences(
             config, live, [vocabulary.sequence(vocabulary.encode_text(r.utterance.text), "de_de", "text") for r in records]
@@ -109,11 +111,8 @@ def test_seqio_yields_what_training_reads(finished):
         kind, language = task.name.split(".")[1:]
         records = TaskRecords(task_dir(str(finished / "records"), task.name, "validation"))
         data = TaskData(task.name, 1.0, records, prefixes(kind, language, mixture.vocabulary))
-        batch = BatchPipeline([data], len(records), mixture.vocabulary.size, seed=0).batch(0)
-        read = {
-            (tuple(left[:n]), tuple(right[:m]))
-            for left, right, n, m in zip(*(batch[k] for k in ("left_tokens", "right_tokens", "left_lengths", "right_lengths")), strict=True)
-        }
+        pipeline = BatchPipeline([data], len(records), mixture.vocabulary.size, seed=0)
+        read = {(tuple(left), tuple(right)) for left, right, _ in packed_batches.pairs(pipeline.batch(0), 1, pipeline.shape.num_segments)}
         dataset = task.get_dataset(sequence_length=None, split="validation", shuffle=False)
         assert {(tuple(e["inputs"]), tuple(e["targets"])) for e in dataset.as_numpy_iterator()} == read
     rates = {task.name: mixture.seqio.get_rate(task) for task in mixture.seqio.tasks}

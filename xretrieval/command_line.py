@@ -16,10 +16,14 @@ CONFIGURABLES = {
     "build": "xretrieval.verbs:build",
     "train": "xretrieval.train.loop:train",
     "training_data": "xretrieval.verbs:training_data",
+    "plan_batches": "xretrieval.verbs:plan_batches",
     "validation": "xretrieval.verbs:validation",
     "TowerConfig": "xretrieval.model.tower:TowerConfig",
     "OptimizerConfig": "xretrieval.train.optimizer:OptimizerConfig",
     "LossConfig": "xretrieval.train.step:LossConfig",
+    "ComputeConfig": "xretrieval.model.tower:ComputeConfig",
+    "TrainableConfig": "xretrieval.train.trainable:TrainableConfig",
+    "UnitInit": "xretrieval.model.unit_rows:UnitInit",
     "export": "xretrieval.verbs:export",
     "evaluate": "xretrieval.verbs:evaluate",
     "index": "xretrieval.verbs:index",
@@ -27,6 +31,12 @@ CONFIGURABLES = {
 
 # Where the verbs write whose functions say nothing.
 WRITES = {"corpus": "corpus.out_dir", "units fit": "fit_units.out_dir", "data tokenizer": "text_tokenizer.out_file"}
+TRAIN = (
+    *("train", "training_data", "validation", "mixture", "TowerConfig", "OptimizerConfig", "LossConfig", "ComputeConfig"),
+    *("TrainableConfig", "UnitInit"),
+)
+# A root function whose parameters are bound as those of the same name of another.
+BORROWS = {"plan_batches": "train"}
 VERBS = {
     "demo": ("the whole system on a small spoken corpus, from nothing", "xretrieval demo --workdir demo_run", ()),
     "corpus": ("speak the polyglot corpus of the demo", "xretrieval corpus --gin_file=gin_configs/runs/polyglot.gin", ("corpus",)),
@@ -42,15 +52,21 @@ VERBS = {
         "xretrieval data tokenizer --gin_file=gin_configs/runs/polyglot.gin",
         ("text_tokenizer",),
     ),
+    "import-llm": ("a released LLM to a model directory to train from", "xretrieval import-llm gemma-3-270m --out llm", ()),
     "data build": (
         "unit records to token records, by SeqIO",
         "xretrieval data build --gin_file=gin_configs/runs/polyglot.gin",
         ("build", "mixture"),
     ),
+    "data plan": (
+        "the shape of a run's packed batches, and how much of them is padding",
+        "xretrieval data plan --gin_file=gin_configs/runs/polyglot.gin",
+        ("plan_batches", *TRAIN),
+    ),
     "train": (
         "train, or go on training",
         "xretrieval train --gin_file=gin_configs/runs/polyglot.gin --gin.train.num_steps=200",
-        ("train", "training_data", "validation", "mixture", "TowerConfig", "OptimizerConfig", "LossConfig"),
+        TRAIN,
     ),
     "export": ("a checkpoint to a model directory", "xretrieval export --gin_file=gin_configs/runs/polyglot.gin", ("export",)),
     "evaluate": ("retrieval metrics and their report", "xretrieval evaluate --gin_file=gin_configs/runs/polyglot.gin", ("evaluate",)),
@@ -98,6 +114,9 @@ def add_flags(parser: argparse.ArgumentParser, verb: str) -> None:
         parser.add_argument("--seed", type=int, default=0, help="of the corpus, the units, the parameters and the order of the data")
     elif verb == "data check":
         parser.add_argument("manifest", help="a JSONL or TSV manifest")
+    elif verb == "import-llm":
+        parser.add_argument("source", help="a Hugging Face folder: config.json, *.safetensors, tokenizer.json or tokenizer.model")
+        parser.add_argument("--out", required=True, metavar="DIR", help="the model directory; an imported LLM that is there is replaced")
     elif verb == "search":
         parser.add_argument("model", help="a model directory")
         parser.add_argument("index", help="an index file, or a cluster's URI")

@@ -14,6 +14,7 @@ from xretrieval.model import directory, tower
 from xretrieval.train import checkpoint
 from xretrieval.train import state as state_lib
 from xretrieval.train.optimizer import OptimizerConfig, make_optimizer
+from xretrieval.train.trainable import TrainableConfig
 from xretrieval.units.tokenizer import UnitTokenizer
 
 CARD = """---
@@ -30,8 +31,8 @@ Trained for {step} steps on: {languages}.
     retriever.encode_speech(["question.wav"], "de_de") @ retriever.encode_text(["Montag, Juli und Euro"], "de_de").T
 """
 
-NOTICE = """model.safetensors, tokenizer.model, unit_tokenizer/: trained by the user of xretrieval from the user's own data; no part of another's
-weights is in them. The licence of the training data applies as its owner says.
+NOTICE = """model.safetensors, the text tokenizer, unit_tokenizer/: trained by the user of xretrieval from the user's own data{start}.
+The licence of the training data applies as its owner says.
 xretrieval itself: Apache-2.0.
 """
 
@@ -53,33 +54,45 @@ def export(workdir: str, vocabulary: Vocabulary, unit_tokenizer_dir: str, out_di
         raise UserError(
             f"{unit_tokenizer_dir}: not the unit tokenizer that {workdir} was trained with; set export.unit_tokenizer_dir to that"
         )
-    config = tower.TowerConfig(**run["tower"])
+    config, trainable = tower.TowerConfig(**run["tower"]), TrainableConfig(**run["trainable"])
     with jax.set_mesh(mesh_lib.make_mesh()):
-        optimizer = make_optimizer(OptimizerConfig(), 1)
-        abstract = jax.eval_shape(lambda: state_lib.create(config, optimizer, 1.0, 0))
-        mesh = jax.sharding.get_mesh()
-
-        def place(x):
-            # A scalar has no sharding while tracing: it is whole on every device.
-            spec = x.sharding.spec if x.sharding is not None else jax.sharding.PartitionSpec()
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.NamedSharding(mesh, spec))
-
-        placed = jax.tree.map(place, abstract)
-        params = jax.device_get(checkpoint.restore(workdir, step, placed).params)
+        # What the optimizer holds does not depend on its numbers.
+        abstract = state_lib.abstract(config, make_optimizer(OptimizerConfig(), 1), trainable)
+        state = checkpoint.restore(workdir, step, abstract)
+        params = jax.device_get(state_lib.whole(state, trainable))
+        scale = float(np.exp(state.params["log_logit_scale"]))
     digest = hashlib.sha256(json.dumps({**run, "step": step}, sort_keys=True).encode())
-    for name, value in sorted(params["tower"].items()):
+    for name, value in sorted(params.items()):
         digest.update(name.encode() + np.ascontiguousarray(value).tobytes())
     card = CARD.format(
         width=config.width,
         layers=config.layers,
-        parameters=sum(int(x.size) for x in params["tower"].values()),
+        parameters=sum(int(x.size) for x in params.values()),
         text=vocabulary.text_size,
         units=vocabulary.num_units,
         step=step,
         languages=", ".join(run["trained_languages"]),
     )
-    scale = float(np.exp(params["log_logit_scale"]))
+    start = run["start"] or {}
     directory.write(
-        out_dir, config, params["tower"], vocabulary, unit_tokenizer_dir, scale, {**run, "fingerprint": digest.hexdigest()}, card, NOTICE
+        out_dir,
+        config,
+        params,
+        vocabulary,
+        unit_tokenizer_dir,
+        scale,
+        {**run, "fingerprint": digest.hexdigest()},
+        card,
+        _notice(start),
+        start.get("source"),
+        start.get("prompts"),
+        {name: text.encode() for name, text in start.get("licences", {}).items()},
     )
     return out_dir
+
+
+def _notice(start: dict) -> str:
+    """Whatever a model was trained from, its notice goes along."""
+    if not start:
+        return NOTICE.format(start="; no part of another's\nweights is in them")
+    return NOTICE.format(start=", starting\nfrom a model whose notice follows") + "\n" + start["notice"]

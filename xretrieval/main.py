@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 
-from xretrieval.command_line import CONFIGURABLES, VERBS, WRITES, add_flags, usage
+from xretrieval.command_line import BORROWS, CONFIGURABLES, VERBS, WRITES, add_flags, usage
 from xretrieval.errors import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -88,6 +88,22 @@ def configure(verb: str, gin_files: list[str], settings: list[str], bindings: li
         )
     except (ValueError, TypeError, SyntaxError, NameError, AttributeError, ImportError, RuntimeError) as error:
         raise UserError(_explain(str(error), own)) from error
+    if own[0] in BORROWS:
+        _borrow(own[0], BORROWS[own[0]])
+
+
+def _borrow(borrower: str, lender: str) -> None:
+    """Binds the parameters of one configurable as those of the same name of another are bound, where they have no binding of their own."""
+    import gin
+
+    with gin.unlock_config():
+        for name in inspect.signature(gin.get_configurable(borrower)).parameters:
+            with contextlib.suppress(ValueError):  # no binding
+                value = gin.query_parameter(f"{lender}.{name}")
+                try:
+                    gin.query_parameter(f"{borrower}.{name}")
+                except ValueError:
+                    gin.bind_parameter(f"{borrower}.{name}", value)
 
 
 def _macros(files: Sequence[pathlib.Path]) -> list[str]:
@@ -216,6 +232,9 @@ def _main(argv: list[str]) -> int | None:
 
     if verb == "data check":
         return verbs.check(arguments)
+    if verb == "import-llm":
+        verbs.import_llm(arguments.source, arguments.out)
+        return 0
     if verb == "search":
         verbs.search(arguments)
         return 0

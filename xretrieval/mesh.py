@@ -56,3 +56,9 @@ def check_batch(batch_size: int, mesh: Mesh) -> None:
 
 def sharding(mesh: Mesh, *logical_axes: str | None) -> NamedSharding:
     return NamedSharding(mesh, spec(*logical_axes))
+
+
+def placed(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """What `jax.eval_shape` gave, with its sharding on the mesh in context; a scalar, which has none while tracing, is whole on every device."""
+    spec = x.sharding.spec if x.sharding is not None else PartitionSpec()
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(jax.sharding.get_mesh(), spec))

@@ -8,6 +8,7 @@ from xretrieval.errors import UserError
 
 if TYPE_CHECKING:
     from xretrieval.data.vocabulary import Vocabulary
+    from xretrieval.units.tokenizer import UnitTokenizer
 
 
 def extract_units(
@@ -46,7 +47,7 @@ class Mixture(NamedTuple):
 
     seqio: Any
     vocabulary: "Vocabulary"
-    unit_tokenizer_fingerprint: str
+    unit_tokenizer: "UnitTokenizer"
 
 
 def mixture(
@@ -58,14 +59,41 @@ def mixture(
     template: str | None = None,
     splits: tuple[str, ...] = ("train", "validation"),
 ):
-    """The SeqIO mixture over unit records, with its vocabulary and the unit tokenizer's fingerprint."""
+    """The SeqIO mixture over unit records, with its vocabulary and the unit tokenizer's fingerprint.
+
+    Args:
+      units_dir: unit records, a folder a split.
+      unit_tokenizer_dir: the unit tokenizer they were made with.
+      tokenizer_file: the text tokenizer, or the model directory of an imported LLM, whose rows, begin and end tokens then count.
+      rates: kind of pair -> rate.
+      name: of the mixture and of its tasks.
+      template: of the prefix; None: the model directory's, or "[{language} {modality}]".
+      splits: the splits of `units_dir`.
+    """
     from tasks.unit_records import register
-    from xretrieval.data.vocabulary import DEFAULT_TEMPLATE, Vocabulary
+    from xretrieval.data.vocabulary import Vocabulary
     from xretrieval.units.tokenizer import UnitTokenizer
 
     unit_tokenizer = UnitTokenizer.load(unit_tokenizer_dir)
-    vocabulary = Vocabulary(tokenizer_file, unit_tokenizer.num_units, template or DEFAULT_TEMPLATE)
-    return Mixture(register(name, units_dir, vocabulary, rates, splits), vocabulary, unit_tokenizer.fingerprint)
+    vocabulary = Vocabulary.open(tokenizer_file, unit_tokenizer.num_units, template)
+    return Mixture(register(name, units_dir, vocabulary, rates, splits), vocabulary, unit_tokenizer)
+
+
+def import_llm(source: str, out_dir: str) -> None:
+    """A Hugging Face folder to a model directory; says what it found, and what of it is not in the tower."""
+    from xretrieval.model import pretrained
+    from xretrieval.model.huggingface_weights import left_out_kinds
+
+    done = pretrained.import_llm(source, out_dir)
+    llm = done.llm
+    print(
+        f"{llm.name} ({llm.family}): {done.parameters:,} parameters in {' and '.join(done.dtypes)}, {llm.config.text_size:,} text tokens, licence: {done.licence}"
+    )
+    if llm.weights.left_out:
+        print(f"  left out, for a tower of text has no place for them: {', '.join(left_out_kinds(llm.weights.left_out))}")
+    for path in llm.weights.ignored:
+        print(f"  {path}: beside the files that the model is in, not read")
+    print(f"wrote {out_dir}")
 
 
 def build(mixture: Mixture, out_dir: str, units_dir: str) -> None:
@@ -90,12 +118,13 @@ def training_data(
       drop_language: a pair's prefixes name one of `neutral_languages` instead of its own with this probability.
       neutral_languages: languages without training data that the model will meet: their names learn to mean any language.
     """
-    from tasks.unit_records import prefixes
+    from tasks.unit_records import prefixes, suffixes
     from xretrieval.data.build import task_dir
     from xretrieval.data.pipeline import TaskData
     from xretrieval.data.preprocessors import SPEECH_TO_TEXT
     from xretrieval.data.records import TaskRecords
-    from xretrieval.train.loop import TrainingData
+    from xretrieval.model.directory import text_fingerprint
+    from xretrieval.train.begin import TrainingData
 
     if drop_language and not neutral_languages:
         raise UserError("training_data.drop_language is set, but training_data.neutral_languages is empty; name languages or set it to 0")
@@ -111,15 +140,45 @@ def training_data(
                 drop_units if kind == SPEECH_TO_TEXT else 0.0,
                 drop_language,
                 tuple(prefixes(kind, neutral, mixture.vocabulary) for neutral in neutral_languages),
+                suffixes(mixture.vocabulary),
             )
         )
     identity = {
-        "unit_tokenizer": mixture.unit_tokenizer_fingerprint,
+        "unit_tokenizer": mixture.unit_tokenizer.fingerprint,
         "vocabulary": mixture.vocabulary.fingerprint,
+        "text": text_fingerprint(mixture.vocabulary),
         "trained_languages": sorted({task.name.rsplit(".", 1)[1] for task in tasks if f".{SPEECH_TO_TEXT}." in task.name}),
         "records": {task.name: task.records.key for task in tasks},
     }
-    return TrainingData(tasks, mixture.vocabulary.size, identity)
+    vocabulary = mixture.vocabulary
+    return TrainingData(tasks, vocabulary.text_size, vocabulary.num_units, identity, mixture.unit_tokenizer.codebook_KW)
+
+
+def plan_batches(
+    workdir: str,
+    data,
+    num_steps: int,
+    batch_size: int = 96,
+    row_length: int | None = None,
+    rows: int | None = None,
+    max_segments: int | None = None,
+    seed: int = 0,
+    mesh_model: int = 1,
+    mesh_replica: int = 1,
+    shards: int | None = None,
+) -> None:
+    """Prints into what rows the batches of a run are packed, and how full these are; `train` finds the plan in the workdir.
+
+    Args:
+      shards: data shards; None: those of this machine's mesh. All other arguments are those of `train`, bound there.
+    """
+    from xretrieval import mesh as mesh_lib
+    from xretrieval.data.plan import plan
+
+    shards = shards or mesh_lib.batch_shards(mesh_lib.make_mesh(mesh_model, mesh_replica))
+    lengths = [task.lengths() for task in data.tasks]
+    cache = os.path.join(workdir, "packing.json")
+    print(plan(lengths, batch_size, seed, shards, num_steps, row_length, rows, max_segments, cache))
 
 
 def validation(mixture: Mixture, units_dir: str, split: str = "validation"):
@@ -151,12 +210,12 @@ def validation(mixture: Mixture, units_dir: str, split: str = "validation"):
 def export(
     workdir: str, unit_tokenizer_dir: str, tokenizer_file: str, out_dir: str, template: str | None = None, step: int | None = None
 ) -> None:
-    """A checkpoint to a model directory."""
-    from xretrieval.data.vocabulary import DEFAULT_TEMPLATE, Vocabulary
+    """A checkpoint to a model directory; `tokenizer_file` and `template` as in `mixture`."""
+    from xretrieval.data.vocabulary import Vocabulary
     from xretrieval.export import export as export_model
     from xretrieval.units.tokenizer import UnitTokenizer
 
-    vocabulary = Vocabulary(tokenizer_file, UnitTokenizer.load(unit_tokenizer_dir).num_units, template or DEFAULT_TEMPLATE)
+    vocabulary = Vocabulary.open(tokenizer_file, UnitTokenizer.load(unit_tokenizer_dir).num_units, template)
     print(f"wrote {export_model(workdir, vocabulary, unit_tokenizer_dir, out_dir, step)}")
 
 
@@ -170,7 +229,7 @@ def evaluate(
 
     retriever = Retriever.load(model_dir)
     for name in (split, held_out_split):
-        if name and read_index(os.path.join(units_dir, name))["fingerprint"] != retriever.model.unit_tokenizer.fingerprint:
+        if name and read_index(os.path.join(units_dir, name))["fingerprint"] != retriever.unit_fingerprint:
             raise UserError(
                 f"{os.path.join(units_dir, name)}: units of another unit tokenizer than {model_dir}'s; extract them with that one"
             )
@@ -201,7 +260,7 @@ def search(arguments: argparse.Namespace) -> None:
     if (arguments.text is None) == (arguments.speech is None):
         raise UserError("give one of --text and --speech")
     vocabulary = retriever.model.vocabulary
-    if vocabulary.unknown_id in vocabulary.encode_text(arguments.text or ""):
+    if vocabulary.has_unknown(vocabulary.encode_text(arguments.text or "")):
         print(f"{arguments.text!r} holds characters that the model's text tokenizer does not know: they cannot help to find anything")
     query = (
         retriever.encode_text([arguments.text], arguments.language)

@@ -1,4 +1,4 @@
-"""Batches as a pure function of (seed, step): resuming is one integer, and any number of hosts reads its own slice of the same batch."""
+"""Batches as a pure function of (seed, step, shards): resuming is one integer, and any number of hosts reads its own slice of one batch."""
 
 import dataclasses
 import queue
@@ -7,43 +7,77 @@ from collections.abc import Generator, Sequence
 
 import numpy as np
 
-from xretrieval.data.order import MixtureOrder
-from xretrieval.data.preprocessors import drop_tokens, uniform, with_prefix
+from xretrieval.data.packing import Shape, assemble, deal, pack
+from xretrieval.data.plan import sampled_shape
+from xretrieval.data.preprocessors import choose_prefixes, drop_tokens, framed
 from xretrieval.data.records import TaskRecords
-from xretrieval.data.vocabulary import PAD_ID
+from xretrieval.data.schedule import Schedule, TaskLengths
 from xretrieval.errors import UserError
 
-_NEUTRAL, _WHICH = 2**32, 2**32 + 1  # draws of a pair beside those of its tokens, whose numbers are their places
-
-
-Prefixes = tuple[tuple[int, ...], tuple[int, ...]]  # token IDs in front of the inputs and of the targets
+Frame = tuple[tuple[int, ...], tuple[int, ...]]  # token IDs that the inputs and the targets get
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskData:
     """One task of a mixture as training sees it.
 
-    A token of the inputs is left out with probability `drop_rate`; with probability `neutral_rate` a pair has one of `neutral_prefixes`,
-    which name a language that no task has, so that its name comes to mean any language instead of staying as it was initialised.
+    Attributes:
+      name, rate: of the task in the mixture.
+      records: its pairs.
+      prefixes: token IDs in front of the inputs and of the targets.
+      drop_rate: a token of the inputs is left out with this probability.
+      neutral_rate: a pair has one of `neutral_prefixes` with this probability.
+      neutral_prefixes: they name languages that no task has, so that their names come to mean any language instead of staying as they were
+        initialised.
+      suffixes: token IDs behind the inputs and the targets: what an imported LLM's tokenizer ends a text with.
     """
 
     name: str
     rate: float
     records: TaskRecords
-    prefixes: Prefixes
+    prefixes: Frame
     drop_rate: float = 0.0
     neutral_rate: float = 0.0
-    neutral_prefixes: tuple[Prefixes, ...] = ()
+    neutral_prefixes: tuple[Frame, ...] = ()
+    suffixes: Frame = ((), ())
 
-    def prefixes_at(self, *key: int) -> Prefixes:
-        """The prefixes of a pair, decided by a hash of `key`."""
-        if self.neutral_prefixes and uniform(*key, _NEUTRAL) < self.neutral_rate:
-            return self.neutral_prefixes[int(uniform(*key, _WHICH) * len(self.neutral_prefixes))]
-        return self.prefixes
+    def lengths(self) -> TaskLengths:
+        """What decides the lengths of its pairs."""
+        frames = (self.prefixes, *self.neutral_prefixes)
+        added_P2 = np.array([[len(frame[side]) + len(self.suffixes[side]) for side in (0, 1)] for frame in frames])
+        return TaskLengths(self.name, self.rate, self.records.lengths_N2, added_P2, self.drop_rate, self.neutral_rate)
+
+    def pairs_at(self, examples_N: np.ndarray, seed: int, positions_N: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, int]]:
+        """(left tokens, right tokens, pair ID) of examples at positions of the mixture's order, as the tower sees them."""
+        frames = (self.prefixes, *self.neutral_prefixes)
+        which_N = choose_prefixes(self.neutral_rate, len(self.neutral_prefixes), seed, positions_N)
+        out = []
+        for position, which, (inputs_L, targets_L, pair) in zip(
+            positions_N.tolist(), which_N.tolist(), self.records.read(examples_N), strict=True
+        ):
+            inputs_L = drop_tokens(inputs_L, self.drop_rate, seed, position)
+            left, right = (
+                framed(tokens_L, frames[which][side], self.suffixes[side]) for side, tokens_L in enumerate((inputs_L, targets_L))
+            )
+            out.append((left, right, pair))
+        return out
 
 
 class BatchPipeline:
-    """Assembles batch `step` of a mixture into fixed-length rows."""
+    """Assembles batch `step` of a mixture into packed rows.
+
+    Args:
+      tasks: the mixture.
+      batch_size: B, pairs of the global batch.
+      vocab_size: t + a.
+      seed: of the order, dropped tokens and neutral prefixes.
+      shards: data shards of the mesh, over all hosts; they divide B.
+      row_length, rows, max_segments: tokens of a row, rows of a data shard, the most segments of a row, as `plan.plan` found them for a run.
+        None is what a sample of the first steps needs, and one row more.
+
+    Raises:
+      UserError: an empty example, one longer than `row_length`, or shards that do not divide the batch: nothing is cropped.
+    """
 
     def __init__(
         self,
@@ -51,44 +85,64 @@ class BatchPipeline:
         batch_size: int,
         vocab_size: int,
         seed: int,
-        input_length: int | None = None,
-        target_length: int | None = None,
+        shards: int = 1,
+        row_length: int | None = None,
+        rows: int | None = None,
+        max_segments: int | None = None,
     ):
-        self.tasks, self.batch_size, self.seed, self.vocab_size = tuple(tasks), batch_size, seed, vocab_size
-        self.order = MixtureOrder.create([t.name for t in tasks], [t.rate for t in tasks], [len(t.records) for t in tasks], seed)
-        used = [task for task in self.tasks if task.rate > 0]
-        self.lengths = _row_length(used, 0, input_length), _row_length(used, 1, target_length)
+        self.tasks, self.batch_size, self.vocab_size, self.seed, self.shards = tuple(tasks), batch_size, vocab_size, seed, shards
+        if batch_size % shards:
+            raise UserError(f"a batch of {batch_size} pairs does not divide over {shards} data shards; change train.batch_size")
+        self.schedule = Schedule([task.lengths() for task in tasks], batch_size, seed)
+        self.shape: Shape = sampled_shape(self.schedule, shards, row_length, rows, max_segments)
 
     def batch(self, step: int, host: int = 0, hosts: int = 1) -> dict[str, np.ndarray]:
-        """This host's rows of the global batch of a step.
+        """This host's shards of the global batch of a step: shards [host * n, (host + 1) * n), n = shards / hosts.
 
         Returns:
-          {"left_tokens", "right_tokens": int32 [b, L], "left_lengths", "right_lengths": int32 [b], "pair_id": int64 [b]}, b = B / hosts.
+          {"tokens", "segment_ids", "positions": int32 [R, L], "left", "right": int32 [b], "pair_id": int64 [b]}, R = n * rows,
+          b = B / hosts; see `packing.assemble`. Pairs come by shard, B / shards of each.
 
         Raises:
-          UserError: a token ID outside the vocabulary (JAX would clamp it silently), naming the task.
+          UserError: a token ID outside the vocabulary (JAX would clamp it silently), naming the task; records that the index does not
+            describe; a step that needs more rows; hosts that do not divide the shards.
         """
-        rows = self.batch_size // hosts
-        positions = step * self.batch_size + host * rows + np.arange(rows)
-        task_of_row, example_of_row = self.order.at(positions)
-        left, right = np.full((rows, self.lengths[0]), PAD_ID, np.int32), np.full((rows, self.lengths[1]), PAD_ID, np.int32)
-        lengths, pair_id = np.zeros((2, rows), np.int32), np.empty(rows, np.int64)
-        for k in np.unique(task_of_row):
-            task, where = self.tasks[k], np.flatnonzero(task_of_row == k)
-            for row, (inputs_L, targets_L, pair) in zip(where, task.records.read(example_of_row[where]), strict=True):
-                key = self.seed, int(positions[row])
-                prefixes = task.prefixes_at(*key)
-                inputs_L = drop_tokens(inputs_L, task.drop_rate, *key)
-                for side, (out, tokens_L) in enumerate([(left, inputs_L), (right, targets_L)]):
-                    tokens_L = with_prefix(tokens_L, prefixes[side])
+        if self.shards % hosts:
+            raise UserError(f"{self.shards} data shards do not divide over {hosts} hosts; change train.mesh_model or the number of hosts")
+        positions_B, lengths_B2 = self.schedule.step(step)
+        here = self.shards // hosts
+        dealt_SB = deal(lengths_B2, self.shards)[host * here : (host + 1) * here]
+        places = [pack(lengths_B2[dealt_B].ravel(), self.shape.row_length, self.shape.num_segments) for dealt_B in dealt_SB]
+        needed = max(at.rows for at in places)
+        if needed > self.shape.rows:
+            raise UserError(
+                f"step {step} needs {needed} rows of {self.shape.row_length} tokens a data shard and there are {self.shape.rows}; "
+                f"set train.rows to that or more, or to None"
+            )
+        pairs = self._read(positions_B[dealt_SB.ravel()], lengths_B2[dealt_SB.ravel()])
+        size = dealt_SB.shape[1]
+        sides = [[side for left, right, _ in pairs[s * size : (s + 1) * size] for side in (left, right)] for s in range(here)]
+        return {**assemble(sides, places, self.shape), "pair_id": np.array([pair for _, _, pair in pairs], np.int64)}
+
+    def _read(self, positions_N: np.ndarray, lengths_N2: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, int]]:
+        """(left tokens, right tokens, pair ID) at these positions, checked against their lengths and the vocabulary."""
+        task_N, example_N = self.schedule.order.at(positions_N)
+        out: list = [None] * len(positions_N)
+        for k in np.unique(task_N):
+            task, where = self.tasks[k], np.flatnonzero(task_N == k)
+            for place, pair in zip(where, task.pairs_at(example_N[where], self.seed, positions_N[where]), strict=True):
+                if (len(pair[0]), len(pair[1])) != tuple(lengths_N2[place]):
+                    raise UserError(
+                        f"{task.records.directory}: example {example_N[place]} has other lengths than index.npy says; run `xretrieval data build` again"
+                    )
+                for tokens_L in pair[:2]:
                     if tokens_L.min() < 0 or tokens_L.max() >= self.vocab_size:
+                        wrong = tokens_L.min() if tokens_L.min() < 0 else tokens_L.max()
                         raise UserError(
-                            f"task {task.name}: token {tokens_L.max()} is outside the vocabulary of {self.vocab_size}; run `xretrieval data build` again"
+                            f"task {task.name}: token {wrong} is outside the vocabulary of {self.vocab_size}; run `xretrieval data build` again"
                         )
-                    out[row, : len(tokens_L)] = tokens_L
-                    lengths[side, row] = len(tokens_L)
-                pair_id[row] = pair
-        return {"left_tokens": left, "right_tokens": right, "left_lengths": lengths[0], "right_lengths": lengths[1], "pair_id": pair_id}
+                out[place] = pair
+        return out
 
     def batches(self, start: int, stop: int, host: int = 0, hosts: int = 1, ahead: int = 4) -> Generator[dict[str, np.ndarray], None, None]:
         """Batches `start` to `stop` - 1, assembled `ahead` of their use in a thread."""
@@ -122,26 +176,3 @@ class BatchPipeline:
         finally:
             finished.set()
             thread.join()
-
-
-def _row_length(tasks: Sequence[TaskData], side: int, limit: int | None) -> int:
-    """The length of a side's rows: `limit`, or what the longest example needs, up to a multiple of 8.
-
-    Raises:
-      UserError: an empty example, or one longer than `limit`, before training starts: nothing is cropped.
-    """
-    needed = 0
-    for task in tasks:
-        lengths_N = task.records.lengths_N2[:, side]
-        if lengths_N.min() == 0:
-            raise UserError(
-                f"task {task.name} has an empty side in {task.records.directory}; check the manifest with `xretrieval data check`"
-            )
-        longest = int(lengths_N.max()) + max(len(prefixes[side]) for prefixes in (task.prefixes, *task.neutral_prefixes))
-        if limit is not None and longest > limit:
-            flag = ("input_length", "target_length")[side]
-            raise UserError(
-                f"task {task.name} has a side of {longest} tokens; set train.{flag} to at least that (it is {limit}), or to None"
-            )
-        needed = max(needed, longest)
-    return limit or -(-needed // 8) * 8

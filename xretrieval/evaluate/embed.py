@@ -14,11 +14,15 @@ from xretrieval.progress import track
 ROWS = 64
 BUCKET = 32
 
-_embed_rows = jax.jit(tower.embed_rows, static_argnames="config")
+_embed_rows = jax.jit(tower.embed_rows, static_argnames=("config", "compute"))
 
 
 def embed_sequences(
-    config: tower.TowerConfig, params: tower.Params, sequences: Sequence[np.ndarray], label: str = "embedding"
+    config: tower.TowerConfig,
+    params: tower.Params,
+    sequences: Sequence[np.ndarray],
+    label: str = "embedding",
+    compute: tower.ComputeConfig = tower.ComputeConfig(),
 ) -> np.ndarray:
     """Embeddings of token sequences, float32 [N, E].
 
@@ -33,7 +37,7 @@ def embed_sequences(
         raise UserError(
             f"sequence {i} has {lengths_N[i]} tokens; the model takes 1 to {config.max_positions}: cut the recording or text into parts"
         )
-    out_NE = np.empty((len(sequences), config.width), np.float32)
+    out_NE = np.empty((len(sequences), config.embedding_width), np.float32)
     shards = mesh_lib.batch_shards(jax.sharding.get_mesh())
     rows = -(-ROWS // shards) * shards
     buckets_N = -(-lengths_N // BUCKET) * BUCKET
@@ -48,7 +52,7 @@ def embed_sequences(
                 raise UserError(f"sequence {i} has a token outside the vocabulary of {config.vocab_size}: wrong tokenizer for this model")
             tokens_RL[row, : lengths_N[i]], lengths_R[row] = sequences[i], lengths_N[i]
         placed = _place(tokens_RL, "batch", None), _place(lengths_R, "batch")
-        out_NE[block] = np.asarray(_embed_rows(config, params, *placed))[: len(block)]
+        out_NE[block] = np.asarray(_embed_rows(config, params, *placed, compute))[: len(block)]
     return out_NE
 
 

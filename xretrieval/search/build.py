@@ -15,7 +15,7 @@ from xretrieval.units.extract import read_index, read_unit_records
 def index_records(retriever: Retriever, units_dirs: Sequence[str], uri: str) -> tuple[int, int]:
     """Indexes every recording, and each sentence's text once a language; returns how many of each. An index that is there is replaced."""
     for folder in units_dirs:
-        if read_index(folder)["fingerprint"] != retriever.model.unit_tokenizer.fingerprint:
+        if read_index(folder)["fingerprint"] != retriever.unit_fingerprint:
             raise UserError(
                 f"{folder}: these unit records are of another unit tokenizer than the model's; extract them again with the model's"
             )

@@ -21,13 +21,14 @@ class Retriever:
         # One device: a search is one small batch. Evaluation of a large model on a mesh goes through `embed_sequences`.
         self._mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
         with jax.set_mesh(self._mesh):
-            abstract = jax.eval_shape(lambda: tower.init(model.config, 0))
+            abstract = tower.abstract(model.config)
             missing = abstract.keys() ^ model.params.keys()
             if missing:
                 raise UserError(
                     f"model.safetensors: tensor {min(missing)} is missing or too many for the tower in xretrieval.json; export again"
                 )
-            self._params = {n: jax.device_put(x, jax.NamedSharding(self._mesh, abstract[n].sharding.spec)) for n, x in model.params.items()}
+            # One at a time out of the file, in its own dtype: an imported LLM's bfloat16 becomes float32 where it is used.
+            self._params = {name: jax.device_put(x, abstract[name].sharding) for name, x in model.params.items()}
 
     @classmethod
     def load(cls, model_dir: str | os.PathLike) -> "Retriever":
@@ -40,8 +41,13 @@ class Retriever:
         return self.model.fingerprint
 
     @property
+    def unit_fingerprint(self) -> str | None:
+        """Of the unit tokenizer whose units it understands; None for an imported LLM."""
+        return self.model.unit_tokenizer.fingerprint if self.model.unit_tokenizer else None
+
+    @property
     def width(self) -> int:
-        return self.model.config.width
+        return self.model.config.embedding_width
 
     def encode_text(self, texts: Sequence[str], languages: str | Sequence[str]) -> np.ndarray:
         """Embeddings of texts, float32 [N, E] of unit norm; `languages` is one code for all, or one a text."""
@@ -53,6 +59,8 @@ class Retriever:
         """Embeddings of sound files of any rate, float32 [N, E] of unit norm."""
         if isinstance(recordings, str | os.PathLike):
             raise UserError("encode_speech takes a list of files; put the one in brackets")
+        if self.model.unit_tokenizer is None:
+            raise UserError("this model has no speech units: it is an imported LLM; train it on speech first")
         return self.encode_units([self.model.unit_tokenizer.encode(load_audio(path)) for path in recordings], languages)
 
     def encode_units(self, units: Sequence[Sequence[int] | np.ndarray], languages: str | Sequence[str]) -> np.ndarray:

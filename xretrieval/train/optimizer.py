@@ -5,10 +5,12 @@ import dataclasses
 import jax
 import optax
 
+from xretrieval.train.trainable import UNITS
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Linear warm-up to `learning_rate`, then linear decay to 0 at the last step."""
+    """Linear warm-up to `learning_rate`, then linear decay to 0 at the last step; that of the unit embeddings is so many times as high."""
 
     learning_rate: float = 3e-3
     warmup_steps: int = 50
@@ -16,6 +18,7 @@ class OptimizerConfig:
     beta1: float = 0.9
     beta2: float = 0.99
     max_gradient_norm: float = 1.0
+    unit_learning_rate_multiplier: float = 1.0
 
 
 def schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
@@ -25,8 +28,13 @@ def schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     return optax.join_schedules([rise, fall], [warmup])
 
 
+def _names(params: dict) -> dict:
+    """The tree of a state's parameters with each one's name in its place."""
+    return {"tower": {name: name for name in params["tower"]}, "log_logit_scale": "log_logit_scale"}
+
+
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """Weight decay falls on matrices only, neither on norms nor on the logit scale."""
+    """Weight decay falls on matrices only, neither on norms nor on the logit scale. Its state does not depend on the config's numbers."""
     return optax.chain(
         optax.clip_by_global_norm(config.max_gradient_norm),
         optax.adamw(
@@ -34,6 +42,10 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
             b1=config.beta1,
             b2=config.beta2,
             weight_decay=config.weight_decay,
-            mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+            # By name: the scales of a stack's norms have two axes, too.
+            mask=lambda params: jax.tree.map(lambda name: not name.endswith(("scale_D", "log_logit_scale")), _names(params)),
+        ),
+        optax.masked(
+            optax.scale(config.unit_learning_rate_multiplier), lambda params: jax.tree.map(lambda name: name == UNITS, _names(params))
         ),
     )

@@ -1,5 +1,6 @@
 """What a training run carries from step to step."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -7,26 +8,55 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from xretrieval import mesh as mesh_lib
 from xretrieval.model import tower
+from xretrieval.train import trainable as trainable_lib
+from xretrieval.train.trainable import TrainableConfig
 
 
 class TrainState(NamedTuple):
-    """Parameters (the tower's, and the log of the logit scale) and the optimizer's moments. The step is the checkpoint's name."""
+    """The step is the checkpoint's name.
+
+    Attributes:
+      params: what trains: {"tower": parameters by name, "log_logit_scale": the log of the logit scale}.
+      frozen: the tower's other parameters by name.
+      opt_state: the optimizer's moments, of `params` alone.
+    """
 
     params: dict
+    frozen: tower.Params
     opt_state: optax.OptState
 
 
-def create(config: tower.TowerConfig, optimizer: optax.GradientTransformation, logit_scale: float, seed: int) -> TrainState:
+def create(
+    config: tower.TowerConfig, optimizer: optax.GradientTransformation, logit_scale: float, seed: int, trainable: TrainableConfig
+) -> TrainState:
     """A fresh state, created sharded on the mesh in context; moments take the sharding of their parameters."""
-    params = {"tower": tower.init(config, seed), "log_logit_scale": jnp.float32(np.log(logit_scale))}
-    return with_moments(params, optimizer)
+    return from_params(config, tower.init(config, seed), optimizer, logit_scale, seed, trainable)
 
 
-def with_moments(params: dict, optimizer: optax.GradientTransformation) -> TrainState:
-    return TrainState(params, jax.jit(optimizer.init)(params))
+def from_params(
+    config: tower.TowerConfig,
+    params: tower.Params,
+    optimizer: optax.GradientTransformation,
+    logit_scale: float,
+    seed: int,
+    trainable: TrainableConfig,
+) -> TrainState:
+    """The state of a run that starts from these parameters of the whole tower."""
+    trained, frozen = jax.jit(functools.partial(trainable_lib.split, trainable, config, seed=seed))(params)
+    moving = {"tower": trained, "log_logit_scale": jnp.float32(np.log(logit_scale))}
+    return TrainState(moving, frozen, jax.jit(optimizer.init)(moving))
 
 
-def abstract(state: TrainState) -> TrainState:
-    """Shapes, dtypes and shardings of a state: the tree that a checkpoint is restored into."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+def whole(state: TrainState, trainable: TrainableConfig) -> tower.Params:
+    """The parameters of the whole tower; adapters and cut stacks are joined in a copy."""
+    if trainable.what == "all":
+        return state.params["tower"]
+    return jax.jit(functools.partial(trainable_lib.whole, trainable))(state.params["tower"], state.frozen)
+
+
+def abstract(config: tower.TowerConfig, optimizer: optax.GradientTransformation, trainable: TrainableConfig) -> TrainState:
+    """Shapes, dtypes and shardings of a state on the mesh in context: the tree that a checkpoint is restored into."""
+    made = jax.eval_shape(lambda: create(config, optimizer, 1.0, 0, trainable))
+    return jax.tree.map(mesh_lib.placed, made)
