@@ -51,7 +51,7 @@ def test_control_c_saves_the_step_under_way(finished, tmp_path):
     from xretrieval.train import checkpoint
 
     workdir = tmp_path / "train"
-    process = start("train", finished, f"WORKDIR={workdir}", "train.num_steps=100000", "train.checkpoint_every=100000", "train.log_every=1")
+    process = start("train", finished, f"WORKDIR={workdir}", "train.num_steps=9000", "train.checkpoint_every=9000", "train.log_every=1")
     metrics = workdir / "metrics.jsonl"
     give_up = time.monotonic() + 120
     while not (metrics.exists() and metrics.read_text().count("\n") > 3):

@@ -24,16 +24,23 @@ tags: [retrieval, speech, multilingual]
 # A retriever of speech and text
 
 One tower embeds both. Width {width}, {layers} layers, {parameters:,} parameters; {text} text tokens and {units} speech units.
-Trained for {step} steps on: {languages}.
+Trained for {step} steps on: {languages}. {origin}
 
     from xretrieval import Retriever
     retriever = Retriever.load("this folder")
     retriever.encode_speech(["question.wav"], "de_de") @ retriever.encode_text(["Montag, Juli und Euro"], "de_de").T
 """
 
-NOTICE = """model.safetensors, the text tokenizer, unit_tokenizer/: trained by the user of xretrieval from the user's own data{start}.
-The licence of the training data applies as its owner says.
+OWN_NOTICE = """model.safetensors, the text tokenizer, unit_tokenizer/: trained by the user of xretrieval from the user's own data; no part of another's
+weights is in them. The licence of the training data applies as its owner says.
 xretrieval itself: Apache-2.0.
+"""
+DERIVED_NOTICE = """model.safetensors: made from the model that the notice below describes, and changed: it was trained by the user of xretrieval on the
+user's own data, with rows for speech units in its table. The text tokenizer is that model's, unchanged. unit_tokenizer/ is the user's own. The licence of the
+training data applies as its owner says. xretrieval itself: Apache-2.0.
+
+The notice of the model it was made from, whose terms hold for this folder too:
+
 """
 
 
@@ -54,7 +61,11 @@ def export(workdir: str, vocabulary: Vocabulary, unit_tokenizer_dir: str, out_di
         raise UserError(
             f"{unit_tokenizer_dir}: not the unit tokenizer that {workdir} was trained with; set export.unit_tokenizer_dir to that"
         )
-    config, trainable = tower.TowerConfig(**run["tower"]), TrainableConfig(**run["trainable"])
+    if "trainable" not in run:
+        raise UserError(
+            f"{workdir}: this run was begun by an earlier version of xretrieval, whose checkpoints this one cannot read; train again"
+        )
+    config, trainable, start = tower.TowerConfig(**run["tower"]), TrainableConfig(**run["trainable"]), run["start"] or {}
     with jax.set_mesh(mesh_lib.make_mesh()):
         # What the optimizer holds does not depend on its numbers.
         abstract = state_lib.abstract(config, make_optimizer(OptimizerConfig(), 1), trainable)
@@ -72,8 +83,8 @@ def export(workdir: str, vocabulary: Vocabulary, unit_tokenizer_dir: str, out_di
         units=vocabulary.num_units,
         step=step,
         languages=", ".join(run["trained_languages"]),
+        origin=_origin(start),
     )
-    start = run["start"] or {}
     directory.write(
         out_dir,
         config,
@@ -86,13 +97,16 @@ def export(workdir: str, vocabulary: Vocabulary, unit_tokenizer_dir: str, out_di
         _notice(start),
         start.get("source"),
         start.get("prompts"),
-        {name: text.encode() for name, text in start.get("licences", {}).items()},
+        more_files={name: text.encode() for name, text in start.get("licences", {}).items()},
     )
     return out_dir
 
 
 def _notice(start: dict) -> str:
     """Whatever a model was trained from, its notice goes along."""
-    if not start:
-        return NOTICE.format(start="; no part of another's\nweights is in them")
-    return NOTICE.format(start=", starting\nfrom a model whose notice follows") + "\n" + start["notice"]
+    return DERIVED_NOTICE + start["notice"] if start else OWN_NOTICE
+
+
+def _origin(start: dict) -> str:
+    source = start.get("source")
+    return f"Started from {source['name']}, licence: {source['licence']}; see NOTICE." if source else ""

@@ -182,17 +182,20 @@ def plan_batches(
 
 
 def validation(mixture: Mixture, units_dir: str, split: str = "validation"):
-    """A function of (tower config, parameters) for `train.validate`: mean R@1 over the languages of a split of unit records."""
+    """A function of (tower config, parameters, compute config) for `train.validate`: mean R@1 over the languages of a split of unit records."""
     from xretrieval.evaluate.embed import embed_sequences
     from xretrieval.evaluate.evaluation import evaluate_records, mean_r1
     from xretrieval.units.extract import read_unit_records
 
     records, vocabulary = list(read_unit_records(os.path.join(units_dir, split))), mixture.vocabulary
 
-    def validate(config, params) -> dict[str, float]:
+    def validate(config, params, compute) -> dict[str, float]:
         def embed(tokens, languages, modality):
             return embed_sequences(
-                config, params, [vocabulary.sequence(ids, code, modality) for ids, code in zip(tokens, languages, strict=True)]
+                config,
+                params,
+                [vocabulary.sequence(ids, code, modality) for ids, code in zip(tokens, languages, strict=True)],
+                compute=None if compute.attention == "splash" else compute,  # rows of any length, which splash does not take
             )
 
         def encode_units(units, languages):

@@ -16,9 +16,11 @@ import pytest
 import safetensors.numpy
 from model import towers
 
+from xretrieval.errors import UserError
 from xretrieval.model import directory, tower
 from xretrieval.model.pretrained import import_llm
 from xretrieval.model.tower import ComputeConfig
+from xretrieval.search.retriever import Retriever
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "data/parity"
 FAMILIES = ("gemma1", "gemma2", "gemma3", "gemma3_4b", "embeddinggemma", "qwen3", "qwen3_embedding")
@@ -120,13 +122,39 @@ def test_both_dialects_of_config_are_one_model(imported, family):
 
 
 WITHOUT = {
-    "gemma1": [{"scale_embedding": False}, {"causal": False}, {"norm_plus_one": False}, {"rope_base": 100.0}],
-    "gemma2": [{"softcap": 0.0}, {"window": -1}, {"window": 1}, {"query_scale": 0.0}, {"global_every": 3}],
-    "gemma3": [{"window": -1}, {"window": 1}, {"rope_base": 100.0}, {"rope_local_base": 100.0}, {"query_scale": 0.0}],
-    "gemma3_4b": [{"rope_factor": 1.0}, {"window": 1}],
-    "embeddinggemma": [{"causal": True}, {"window": -1}, {"window": 1}],
-    "qwen3": [{"norm_plus_one": True}, {"scale_embedding": True}, {"activation": "gelu"}],
-    "qwen3_embedding": [{"causal": False}],
+    "gemma1": [{"scale_embedding": False}, {"causal": False}, {"norm_plus_one": False}, {"rope_base": 100.0}, {"activation": "silu"}],
+    "gemma2": [
+        {"softcap": 0.0},
+        {"window": -1},
+        {"window": 1},
+        {"query_scale": 0.0},
+        {"global_every": 3},
+        {"post_norms": False},
+        {"rope_base": 100.0},
+        {"rope_local_base": 100.0},
+    ],
+    "gemma3": [
+        {"window": -1},
+        {"window": 1},
+        {"rope_base": 100.0},
+        {"rope_local_base": 100.0},
+        {"query_scale": 0.0},
+        {"qk_norm": False},
+        {"post_norms": False},
+        {"causal": False},
+    ],
+    "gemma3_4b": [{"rope_factor": 1.0}, {"window": 1}, {"rope_base": 1000.0}, {"rope_local_base": 100.0}],
+    "embeddinggemma": [
+        {"causal": True},
+        {"window": -1},
+        {"window": 1},
+        {"rope_base": 100.0},
+        {"rope_local_base": 100.0},
+        {"qk_norm": False},
+        {"post_norms": False},
+    ],
+    "qwen3": [{"norm_plus_one": True}, {"scale_embedding": True}, {"activation": "gelu"}, {"qk_norm": False}, {"rope_base": 100.0}],
+    "qwen3_embedding": [{"causal": False}, {"qk_norm": False}],
 }
 
 
@@ -167,16 +195,13 @@ def test_text_rows_are_bitwise_those_of_the_source(imported):
 
 @pytest.mark.parametrize("family", ["embeddinggemma", "qwen3_embedding"])
 def test_a_retriever_of_the_imported_model_gives_the_references_embeddings(imported, family):
-    """Through the tokenizer, too: begin and end tokens, and the model's own prompt in front."""
-    from xretrieval.evaluate.embed import embed_sequences
-
-    model, vocabulary = imported(family), imported(family).vocabulary
+    """As a user calls it: begin and end tokens and the model's own prompt are the retriever's business."""
+    retriever = Retriever(imported(family))
     for entry in json.loads((FIXTURES / family / "reference_texts.json").read_text()):
-        text = model.prompts.get(entry["prompt_name"], "") + entry["text"] if entry["prompt_name"] else entry["text"]
-        ids = np.concatenate([vocabulary.begin_ids, vocabulary.encode_text(text), vocabulary.end_ids]).astype(np.int32)
         want = reference(family)[entry["index"]]
-        assert ids.tolist() == want["tokens"].tolist()
-        mesh = towers.one_device()
-        with jax.set_mesh(mesh):
-            got = embed_sequences(model.config, towers.place(model.config, model.params, mesh), [ids])
+        got = retriever.encode_text([entry["text"]], "en", prompt=entry["prompt_name"] or None)
         np.testing.assert_allclose(got[0], want["embedding"], atol=1e-5)
+    with pytest.raises(UserError, match="'query'"):
+        retriever.encode_text(["a"], "en", prompt="no such prompt")
+    with pytest.raises(UserError, match="no speech units"):
+        retriever.encode_speech(["a.wav"], "en")

@@ -67,7 +67,16 @@ def test_editing_a_segment_leaves_the_others_bitwise(family, compute):
 MECHANISMS = {
     "gemma1": [{"scale_embedding": False}, {"causal": False}, {"rope_base": 10.0}, {"activation": "silu"}, {"norm_plus_one": False}],
     "gemma2": [{"softcap": 0.0}, {"window": 3}, {"window": 5}, {"query_scale": 0.0}, {"global_every": 3}, {"norm_epsilon": 1e-2}],
-    "gemma3": [{"window": 3}, {"window": 5}, {"rope_base": 100.0}, {"rope_local_base": 11.0}, {"rope_factor": 1.0}, {"pooling": "last"}],
+    "gemma3": [
+        {"window": 3},
+        {"window": 5},
+        {"rope_base": 100.0},
+        {"rope_local_base": 11.0},
+        {"rope_factor": 1.0},
+        {"pooling": "last"},
+        {"qk_norm": False},
+        {"post_norms": False},
+    ],
     "embeddinggemma": [{"causal": True}, {"window": 4}, {"window": 6}],
     "qwen3": [{"pooling": "mean"}, {"causal": False}, {"activation": "gelu"}, {"norm_plus_one": True}, {"scale_embedding": True}],
 }

@@ -46,7 +46,7 @@ def one_device():
 def place(config, params, mesh):
     with jax.set_mesh(mesh):
         abstract = jax.eval_shape(lambda: tower.init(config, 0))
-    return {n: jax.device_put(x, jax.NamedSharding(mesh, abstract[n].sharding.spec)) for n, x in params.items()}
+    return {n: jax.device_put(params[n], jax.NamedSharding(mesh, x.sharding.spec)) for n, x in abstract.items()}
 
 
 def put(x, mesh):

@@ -42,17 +42,18 @@ def batch(shards=1, pairs=16, seed=0):
     return {**assemble(segments, places, shape), "pair_id": (ids * 2**40 + ids)[dealt.ravel()]}
 
 
-def steps(devices=1, model=1, replica=1, count=3, trainable=TrainableConfig(), optimizer=None, compute=ComputeConfig(), config=CONFIG):
-    """Losses, the state before and after, and the mesh."""
+def steps(devices=1, model=1, replica=1, count=3, trainable=TrainableConfig(), optimizer=None, compute=ComputeConfig(), others=False):
+    """Losses, the whole tower before and after, and the state; every step has the same batch, or with `others` another."""
     mesh = mesh_lib.make_mesh(model, replica, jax.devices()[:devices])
     optimizer = make_optimizer(optimizer or OptimizerConfig(warmup_steps=1, weight_decay=0.01), 10)
-    step = StepConfig(config, compute, LossConfig(), SHAPE.num_segments, trainable.lora_scale)
+    step = StepConfig(CONFIG, compute, LossConfig(), SHAPE.num_segments, trainable.lora_scale)
     with jax.set_mesh(mesh):
-        state = state_lib.create(config, optimizer, 20.0, 0, trainable)
+        state = state_lib.create(CONFIG, optimizer, 20.0, 0, trainable)
         before = jax.tree.map(np.asarray, state_lib.whole(state, trainable))
         shardings = jax.tree.map(lambda x: x.sharding.spec, state)
-        losses, placed = [], place(batch(mesh_lib.batch_shards(mesh)), mesh)
-        for _ in range(count):
+        losses = []
+        for number in range(count):
+            placed = place(batch(mesh_lib.batch_shards(mesh), seed=number * others), mesh)
             state, metrics = train_step(state, placed, step, optimizer)
             losses.append(float(metrics["loss"]))
         assert jax.tree.map(lambda x: x.sharding.spec, state) == shardings

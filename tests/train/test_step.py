@@ -46,7 +46,7 @@ def test_nothing_is_compiled_twice():
     from xretrieval.train.step import train_step
 
     before = train_step._cache_size()
-    runs.steps(count=5)
+    runs.steps(count=5, others=True)
     assert train_step._cache_size() == before + 1
 
 

@@ -12,6 +12,7 @@ from xretrieval.errors import UserError
 from xretrieval.model import tower
 from xretrieval.train import state as state_lib
 from xretrieval.train import trainable as trainable_lib
+from xretrieval.train.loop import place
 from xretrieval.train.optimizer import OptimizerConfig, make_optimizer
 from xretrieval.train.trainable import UNITS, TrainableConfig
 
@@ -84,7 +85,7 @@ def test_an_adapted_tower_embeds_as_the_merged_one():
     with jax.set_mesh(mesh_lib.make_mesh(devices=jax.devices()[:1])):
         merged = state_lib.whole(state, trainable)
         adapted = {**state.params["tower"], **state.frozen}
-        rows = {name: jax.numpy.asarray(x) for name, x in runs.batch().items() if name != "pair_id"}
+        rows = place(runs.batch(), jax.sharding.get_mesh())
         sides = [
             tower.embed_pairs(runs.CONFIG, params, rows, runs.SHAPE.num_segments, tower.ComputeConfig(), scale)
             for params, scale in ((adapted, trainable.lora_scale), (merged, 0.0))

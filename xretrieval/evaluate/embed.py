@@ -13,6 +13,7 @@ from xretrieval.progress import track
 
 ROWS = 64
 BUCKET = 32
+LONG = 512
 
 _embed_rows = jax.jit(tower.embed_rows, static_argnames=("config", "compute"))
 
@@ -22,12 +23,14 @@ def embed_sequences(
     params: tower.Params,
     sequences: Sequence[np.ndarray],
     label: str = "embedding",
-    compute: tower.ComputeConfig = tower.ComputeConfig(),
+    compute: tower.ComputeConfig | None = None,
 ) -> np.ndarray:
     """Embeddings of token sequences, float32 [N, E].
 
     A sequence is padded to the next multiple of 32 tokens and every batch to 64 rows, so each shape compiles once and an embedding
     does not depend on what it is batched with. Call it inside a mesh (`jax.set_mesh`).
+
+    `compute` None is float32, with dense attention up to 512 tokens and chunked attention, whose memory grows linearly, beyond.
 
     Raises:
       UserError: an empty sequence, one longer than the tower's positions, or a token outside the vocabulary.
@@ -52,7 +55,8 @@ def embed_sequences(
                 raise UserError(f"sequence {i} has a token outside the vocabulary of {config.vocab_size}: wrong tokenizer for this model")
             tokens_RL[row, : lengths_N[i]], lengths_R[row] = sequences[i], lengths_N[i]
         placed = _place(tokens_RL, "batch", None), _place(lengths_R, "batch")
-        out_NE[block] = np.asarray(_embed_rows(config, params, *placed, compute))[: len(block)]
+        how = compute or tower.ComputeConfig(attention="dense" if bucket <= LONG else "chunked")
+        out_NE[block] = np.asarray(_embed_rows(config, params, *placed, how))[: len(block)]
     return out_NE
 
 

@@ -5,6 +5,7 @@ model.safetensors   the tower's parameters by dotted name
 tokenizer.model     the text tokenizer: SentencePiece, or `tokenizer.json` of Hugging Face
 unit_tokenizer/     the unit tokenizer the model was trained with, and the only one it works with; an imported LLM has no units, hence none
 README.md NOTICE    model card; licences of the parts; beside them the LICENSE files of an imported LLM
+tower.gin           of an imported LLM: its numbers as a run's config
 """
 
 import contextlib
@@ -73,7 +74,7 @@ def write(
     notice: str,
     source: dict | None = None,
     prompts: Mapping[str, str] | None = None,
-    licences: Mapping[str, bytes] | None = None,
+    more_files: Mapping[str, bytes] | None = None,
 ) -> None:
     """Writes a model directory; `xretrieval.json` comes last, so a folder with one is whole.
 
@@ -87,7 +88,7 @@ def write(
       card, notice: of README.md and NOTICE.
       source: what an imported LLM was made from: "name", "family", "licence", "sha256" by file. Whatever is made from it keeps this.
       prompts: of an imported LLM.
-      licences: content of licence files, by name ("LICENSE").
+      more_files: content of further small files by name: licences ("LICENSE"), `tower.gin`.
 
     Raises:
       UserError: the folder cannot be written.
@@ -96,7 +97,7 @@ def write(
     tokenizer = vocabulary.tokenizer_file.read_bytes()
     tokenizer_file = "tokenizer.json" if vocabulary.tokenizer_file.suffix == ".json" or tokenizer[:1] == b"{" else "tokenizer.model"
     # All read before anything is replaced: they may come from this very folder.
-    small = {"README.md": card.encode(), "NOTICE": notice.encode(), **(licences or {}), tokenizer_file: tokenizer}
+    small = {"README.md": card.encode(), "NOTICE": notice.encode(), **(more_files or {}), tokenizer_file: tokenizer}
     if unit_tokenizer_dir is not None:
         for name in ("unit_tokenizer.json", "codebook.safetensors"):
             small[f"unit_tokenizer/{name}"] = (pathlib.Path(unit_tokenizer_dir) / name).read_bytes()
@@ -135,7 +136,7 @@ def _begin(out: pathlib.Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "xretrieval.json.tmp").touch()
     (out / "xretrieval.json").unlink(missing_ok=True)
-    stale = ("tokenizer.model", "tokenizer.json", "unit_tokenizer/unit_tokenizer.json", "unit_tokenizer/codebook.safetensors")
+    stale = ("tower.gin", "tokenizer.model", "tokenizer.json", "unit_tokenizer/unit_tokenizer.json", "unit_tokenizer/codebook.safetensors")
     for path in (*(out / name for name in stale), *out.glob("LICENSE*")):
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # not there, or somebody's files are in it

@@ -147,7 +147,10 @@ class ExtendedEmbedding(nnx.Module):
 
         def rows(size: int) -> nnx.Param:
             shape = (padded_rows(size, row_multiple), width)
-            return nnx.Param(jax.random.normal(rngs.params(), shape, out_sharding=mesh_lib.spec("vocab", None)) * scale)
+            drawn_VD = jax.random.normal(rngs.params(), shape, out_sharding=mesh_lib.spec("vocab", None)) * scale
+            # Padding is zeros, which neither a gradient nor weight decay moves.
+            used_V1 = jax.reshard(jnp.arange(shape[0])[:, None] < size, mesh_lib.spec("vocab", None))
+            return nnx.Param(jnp.where(used_V1, drawn_VD, 0.0))
 
         self.text_VD = rows(text_size)
         if num_units:

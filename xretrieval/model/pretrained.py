@@ -36,10 +36,10 @@ tags: [retrieval, multilingual]
 An imported LLM ({family}) without speech units: width {width}, {layers} layers, {parameters:,} parameters, {text:,} text tokens, {pooling} pooling,
 {direction}. Licence: {licence}; see NOTICE.
 
-Train from it: set `train.init_from` and `mixture.tokenizer_file` to this folder. As it is, it embeds text:
+Train from it: `gin_configs/runs/from_llm.gin` with this folder's `tower.gin`. As it is, it embeds text:
 
     from xretrieval import Retriever
-    Retriever.load("this folder").encode_text(["Montag, Juli und Euro"], "de_de")
+    Retriever.load("this folder").encode_text(["Montag, Juli und Euro"], "de_de"{prompt})
 """
 
 
@@ -106,7 +106,7 @@ def import_llm(source: str, out_dir: str) -> Imported:
     """
     llm = open_llm(source)
     tokenizer_file, begin, end, tokenizer_files = _tokenizer(llm)
-    vocabulary = Vocabulary(tokenizer_file, 0, text_size=llm.config.text_size, begin_ids=begin, end_ids=end)
+    vocabulary = Vocabulary(tokenizer_file, 0, "", text_size=llm.config.text_size, begin_ids=begin, end_ids=end)
     licence, terms, licences = _licence(pathlib.Path(source), llm.family)
     _check_place(pathlib.Path(out_dir))
     files = sorted({*llm.files, *llm.weights.files, *tokenizer_files})
@@ -124,6 +124,7 @@ def import_llm(source: str, out_dir: str) -> Imported:
         pooling={"mean": "mean", "last": "last-token"}[llm.config.pooling],
         direction="causal" if llm.config.causal else "bidirectional",
         licence=licence,
+        prompt=f", prompt={next(iter(llm.prompts))!r}" if llm.prompts else "",
     )
     directory.write(
         out_dir,
@@ -137,9 +138,18 @@ def import_llm(source: str, out_dir: str) -> Imported:
         _NOTICE.format(tokenizer=tokenizer_file.name, name=llm.name, terms=terms),
         source=record,
         prompts=llm.prompts,
-        licences=licences,
+        more_files={**licences, "tower.gin": _gin(llm).encode()},
     )
     return Imported(llm, parameters, tuple(sorted({blocks.dtype.name for blocks in llm.weights.params.values()})), licence)
+
+
+def _gin(llm: LLM) -> str:
+    """The tower's numbers as a run's config, but for t and a, which come from the vocabulary."""
+    values = {
+        name: value for name, value in dataclasses.asdict(llm.config).items() if name not in ("text_size", "num_units", "row_multiple")
+    }
+    lines = [f"TowerConfig.{name} = {value!r}" for name, value in values.items()]
+    return "\n".join([f"# The tower of {llm.name}, for training from it (gin_configs/runs/from_llm.gin).", *lines, ""])
 
 
 def _name(folder: pathlib.Path) -> str:

@@ -8,7 +8,7 @@ from flax import nnx
 
 from xretrieval import mesh as mesh_lib
 from xretrieval.errors import UserError
-from xretrieval.model.attention import AttentionConfig
+from xretrieval.model.attention import WAYS, AttentionConfig
 from xretrieval.model.embedding import ExtendedEmbedding
 from xretrieval.model.transformer import Block, RMSNorm, Rows, StackConfig, rope_tables, run_stack
 
@@ -108,6 +108,10 @@ class ComputeConfig:
     def __post_init__(self):
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(f"ComputeConfig.dtype = {self.dtype!r}: it must be float32 or bfloat16")
+        if self.attention not in WAYS:
+            raise UserError(f"ComputeConfig.attention = {self.attention!r}: it must be one of {', '.join(WAYS)}")
+        if not isinstance(self.block, int) or self.block < 1:
+            raise UserError(f"ComputeConfig.block = {self.block!r}: give a whole number, 1 or more")
 
 
 Params = dict[str, jax.Array]
@@ -186,7 +190,7 @@ class DenseHead(nnx.Module):
 
     def __call__(self, x_RSD: jax.Array) -> jax.Array:
         kernel_DE = jax.reshard(self.kernel_DE[...].astype(jnp.float32), jax.sharding.PartitionSpec(None, None))
-        return x_RSD @ kernel_DE
+        return jnp.matmul(x_RSD, kernel_DE, precision="highest")
 
 
 def _members(segment_ids_RL: jax.Array, num_segments: int) -> jax.Array:

@@ -44,7 +44,8 @@ class StackConfig:
 def project(x_RLD: jax.Array, weight_DF: jax.Array) -> jax.Array:
     """x @ w with rows and tokens flattened: XLA:CPU runs one large matmul 1.5 times as fast as a batch of small ones.
 
-    The weight is rounded to x's dtype and gathered just before its use (fully sharded parameters); its gradient is reduce-scattered back.
+    The weight is rounded to x's dtype and gathered just before its use (fully sharded parameters); its gradient is reduce-scattered back, in x's
+    dtype too: that halves what goes over the wire, and the sum is over devices, not over tokens.
     """
     rows, length, width = x_RLD.shape
     weight_DF = jax.reshard(weight_DF.astype(x_RLD.dtype), jax.sharding.PartitionSpec(None, None))

@@ -49,11 +49,20 @@ class Retriever:
     def width(self) -> int:
         return self.model.config.embedding_width
 
-    def encode_text(self, texts: Sequence[str], languages: str | Sequence[str]) -> np.ndarray:
-        """Embeddings of texts, float32 [N, E] of unit norm; `languages` is one code for all, or one a text."""
+    def encode_text(self, texts: Sequence[str], languages: str | Sequence[str], prompt: str | None = None) -> np.ndarray:
+        """Embeddings of texts, float32 [N, E] of unit norm.
+
+        Args:
+          texts: N of them.
+          languages: one code for all, or one a text; the prefix names it (that of an imported LLM is empty).
+          prompt: name of one of an imported LLM's prompts (`model.prompts`), which is put in front of each text.
+        """
         if isinstance(texts, str):
             raise UserError("encode_text takes a list of texts; put the one in brackets")
-        return self._encode([self.model.vocabulary.encode_text(text) for text in texts], languages, "text")
+        if prompt is not None and prompt not in self.model.prompts:
+            raise UserError(f"prompt {prompt!r}: this model has {', '.join(map(repr, self.model.prompts)) or 'none'}")
+        before = self.model.prompts[prompt] if prompt is not None else ""
+        return self._encode([self.model.vocabulary.encode_text(before + text) for text in texts], languages, "text")
 
     def encode_speech(self, recordings: Sequence[str | os.PathLike], languages: str | Sequence[str]) -> np.ndarray:
         """Embeddings of sound files of any rate, float32 [N, E] of unit norm."""

@@ -47,6 +47,7 @@ def check_run(
     config: tower.TowerConfig,
     trainable: TrainableConfig,
     init_from: str | None,
+    unit_init: UnitInit,
     batch_size: int,
     seed: int,
     mesh: jax.sharding.Mesh,
@@ -55,6 +56,7 @@ def check_run(
     mesh_lib.check_batch(batch_size, mesh)
     order = {"train.batch_size": batch_size, "train.seed": seed, "mixture rates": {task.name: task.rate for task in data.tasks}}
     parts = {"tower": dataclasses.asdict(config), "trainable": dataclasses.asdict(trainable), "start": started_from(init_from)}
+    parts["train.unit_init"] = dataclasses.asdict(unit_init)
     check_identity(workdir, {**data.identity, **parts, **order})
 
 
@@ -62,6 +64,7 @@ def packed_pipeline(
     workdir: str,
     data: TrainingData,
     config: tower.TowerConfig,
+    compute: tower.ComputeConfig,
     num_steps: int,
     batch_size: int,
     seed: int,
@@ -79,6 +82,11 @@ def packed_pipeline(
     longest = pipeline.schedule.longest
     if longest > config.max_positions:
         raise UserError(f"a side of {longest} tokens is longer than TowerConfig.max_positions = {config.max_positions}; raise it")
+    if compute.attention == "splash" and (compute.block % 128 or made.row_length % compute.block):
+        raise UserError(
+            f"splash attention takes tiles of a multiple of 128 that divide a row: ComputeConfig.block is {compute.block}, a row {made.row_length} "
+            f"tokens; set train.row_length to a multiple of the block"
+        )
     return pipeline
 
 

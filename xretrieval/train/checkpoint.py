@@ -46,10 +46,11 @@ def save(workdir: str | os.PathLike, step: int, state: TrainState, keep: int = 2
     logger.setLevel(logging.CRITICAL)  # Orbax' threads log what they raise, some of it after it was raised here
     try:
         ocp.save(step_dir, state._asdict())
-    except ValueError as error:  # so Orbax says that a file cannot be written
+    except (ValueError, OSError) as error:  # so Orbax says that a file cannot be written, by which of its files it is
         reason = str(error).splitlines()[0]
         raise UserError(f"{step_dir}: cannot be saved ({reason}); free space, then run again: earlier checkpoints are kept") from error
-    logger.setLevel(level)
+    finally:
+        logger.setLevel(level)
     if jax.process_index() == 0:
         write_json(step_dir / MANIFEST, {"step": step, "sha256": _hashes(step_dir)})
         for old in steps(workdir)[:-keep]:

@@ -69,7 +69,7 @@ def train(
     log_every: int = 20,
     mesh_model: int = 1,
     mesh_replica: int = 1,
-    validate: Callable[[TowerConfig, dict], dict[str, float]] | None = None,
+    validate: Callable[[TowerConfig, dict, ComputeConfig], dict[str, float]] | None = None,
     stop_after: int | None = None,
 ) -> int:
     """Trains to `num_steps`, from the newest checkpoint in `workdir` if there is one; returns the steps done.
@@ -88,7 +88,7 @@ def train(
       unit_init: how the unit embeddings start where `init_from` has none.
       checkpoint_every, validate_every, log_every: in steps; `validate_every` 0 validates at the end only.
       mesh_model, mesh_replica: sizes of those mesh axes.
-      validate: returns metrics of (tower config, tower parameters).
+      validate: returns metrics of (tower config, tower parameters, compute config).
       stop_after: stop (and save) after so many steps of this call, for timing and for tests of resuming.
 
     Raises:
@@ -98,8 +98,8 @@ def train(
     begin.check_whole(num_steps=num_steps, batch_size=batch_size, log_every=log_every, checkpoint_every=checkpoint_every)
     mesh, tx = mesh_lib.make_mesh(mesh_model, mesh_replica), make_optimizer(optimizer, num_steps)
     config = dataclasses.replace(tower, text_size=data.text_size, num_units=data.num_units)
-    begin.check_run(workdir, data, config, trainable, init_from, batch_size, seed, mesh)
-    pipeline = begin.packed_pipeline(workdir, data, config, num_steps, batch_size, seed, mesh, (row_length, rows, max_segments))
+    begin.check_run(workdir, data, config, trainable, init_from, unit_init, batch_size, seed, mesh)
+    pipeline = begin.packed_pipeline(workdir, data, config, compute, num_steps, batch_size, seed, mesh, (row_length, rows, max_segments))
     step_config = StepConfig(config, compute, loss, pipeline.shape.num_segments, trainable.lora_scale)
     print(describe(step_config, pipeline, mesh))
     with jax.set_mesh(mesh):
@@ -117,7 +117,7 @@ def train(
                 reporter.add(step, metrics, wait=save)
                 # Before it is saved: a step that is saved is a step whose metrics are written.
                 if validate and not stopping and (step == num_steps or (validate_every and step % validate_every == 0)):
-                    writer.write(step, validate(config, state_lib.whole(state, trainable)))
+                    writer.write(step, validate(config, state_lib.whole(state, trainable), compute))
                 if save:
                     checkpoint.save(workdir, step, state)
                 if stopping:
@@ -128,8 +128,11 @@ def train(
 def describe(step: StepConfig, pipeline: BatchPipeline, mesh: jax.sharding.Mesh) -> str:
     """What a run computes and how, in one line."""
     shape, compute = pipeline.shape, step.compute
+    platform = mesh.devices.flat[0].platform
     way = f"{compute.attention} attention" + (f" in tiles of {compute.block}" if compute.attention != "dense" else "")
-    rows = f"{pipeline.shards * shape.rows} rows of {shape.row_length} tokens on {mesh.size} {mesh.devices.flat[0].platform} device(s)"
+    if compute.attention == "splash" and platform != "tpu":
+        way += f", interpreted and slow, for this is a {platform}: take chunked"
+    rows = f"{pipeline.shards * shape.rows} rows of {shape.row_length} tokens on {mesh.size} {platform} device(s)"
     return f"{pipeline.batch_size} pairs a step in {rows}; {way}, {compute.dtype}" + (
         ", each layer computed again" if compute.remat else ""
     )

@@ -105,9 +105,9 @@ def whole(config: TrainableConfig, trained: Params, frozen: Params) -> Params:
         prefix = name.removesuffix("lora_a_DK")
         a_DK, b_KF = params.pop(name), params.pop(f"{prefix}lora_b_KF")
         weight_DF = params[f"{prefix}weight_DF"]
-        everywhere = PartitionSpec(None, None, None)
-        added = jnp.einsum("ldk,lkf->ldf", jax.reshard(a_DK, everywhere), jax.reshard(b_KF, everywhere), precision="highest")
-        params[f"{prefix}weight_DF"] = weight_DF + config.lora_scale * jax.reshard(added, jax.typeof(weight_DF).sharding.spec)
+        # A is split as the matrix' rows and B as its columns, so their product is split as the matrix.
+        added_DF = jnp.einsum("ldk,lkf->ldf", a_DK, b_KF, precision="highest")
+        params[f"{prefix}weight_DF"] = weight_DF + config.lora_scale * added_DF
     for name in [n for n in params if n.startswith("lower_blocks.")]:
         upper = name.removeprefix("lower_")
         params[upper] = jnp.concatenate([params.pop(name), params[upper]])
