@@ -25,8 +25,8 @@ def seconds(ours: Callable[[], object], peer: Callable[[], object], rounds: int 
     return statistics.median(taken[0]), statistics.median(taken[1])
 
 
-def row(name: str, ours: float, peer: float, peer_name: str, bar: float) -> dict:
-    """One comparison in which less is better; it holds where ours / peer is at most `bar`."""
+def row(name: str, ours: float, peer: float, peer_name: str, bar: float | None, more_is_better: bool = False) -> dict:
+    """One comparison: it holds where ours / peer is at most `bar`, or at least where more is better; without a bar it only informs."""
     ratio = ours / peer
     return {
         "name": name,
@@ -35,9 +35,13 @@ def row(name: str, ours: float, peer: float, peer_name: str, bar: float) -> dict
         "peer_name": peer_name,
         "ratio": ratio,
         "bar": bar,
-        "holds": ratio <= bar,
+        "holds": None if bar is None else ratio >= bar if more_is_better else ratio <= bar,
         "machine": machine.describe(),
     }
+
+
+def _shown(value: float | bool | None, form: str = "") -> str:
+    return "-" if value is None else format(value, form) if form else str(value)
 
 
 def main(rows: Callable[[], list[dict]]) -> None:
@@ -49,7 +53,13 @@ def main(rows: Callable[[], list[dict]]) -> None:
     table = Table("name", "ours", "peer", "peer's name", "ours / peer", "bar", "holds")
     for r in found:
         table.add_row(
-            r["name"], f"{r['ours']:.4g}", f"{r['peer']:.4g}", r["peer_name"], f"{r['ratio']:.2f}", f"{r['bar']:g}", str(r["holds"])
+            r["name"],
+            f"{r['ours']:.4g}",
+            f"{r['peer']:.4g}",
+            r["peer_name"],
+            f"{r['ratio']:.2f}",
+            _shown(r["bar"], "g"),
+            _shown(r["holds"]),
         )
     Console().print(table)
     path.write_text(json.dumps(found, indent=2) + "\n")

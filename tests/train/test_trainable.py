@@ -48,7 +48,7 @@ def test_what_is_frozen_stays_bitwise_and_what_trains_moves(kind):
     assert (before["embedding.text_VD"] == after["embedding.text_VD"]).all(), "text rows move only if asked"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["units and the top layer", "lora on two layers"])
 def test_eight_devices_equal_one(kind):
     trainable = KINDS[kind][0]
     one, eight = runs.steps(trainable=trainable, count=2), runs.steps(8, 2, 2, trainable=trainable, count=2)
