@@ -137,7 +137,7 @@ def read_config(path: str | os.PathLike) -> tuple[str, TowerConfig]:
         raise UserError(f"{path}: the field model_type is missing; give the folder of an LLM: {', '.join(FAMILIES)}")
     if family.startswith(("gemma3n", "gemma4", "embedding_gemma2")):
         raise UserError(
-            f"{path}: model_type = {family}: it has two vocabulary-indexed tables, which is not supported yet; give another model"
+            f"{path}: model_type = {family}: not supported yet (its E models have two vocabulary-indexed tables); give another model"
         )
     if family not in FAMILIES:
         raise UserError(f"{path}: model_type = {family}: supported are {', '.join(FAMILIES)}; give another model")
