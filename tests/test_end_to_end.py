@@ -17,8 +17,9 @@ from xretrieval.data.pipeline import BatchPipeline, TaskData
 from xretrieval.data.records import TaskRecords
 from xretrieval.units.extract import read_unit_records
 
-# The mean of three R@1 over 40 queries each: seeds 0 to 3 gave .24 .26 .25 .30 (chance .05). The seed is fixed; the band is for other processors.
-GOLDEN = (0.18, 0.36)
+# The mean of three R@1 over 40 queries each: seeds 0 to 3 gave .27 .19 .35 .18 (chance .05). The seed is fixed, but another processor sums in another
+# order, and after 300 steps that is as good as another seed: two standard deviations of the seeds to either side.
+GOLDEN = (0.10, 0.42)
 
 
 def test_nothing_of_an_unseen_language_was_used(finished):
