@@ -181,3 +181,33 @@ def test_units_of_another_tokenizer_are_not_evaluated_and_a_model_keeps_its_own(
         capsys, "data tokenizer", *settings(finished), f"TOKENIZER={finished / 'model/tokenizer.model'}"
     )
     assert (finished / "model/unit_tokenizer/unit_tokenizer.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "setting,message",
+    [
+        ("TowerConfig.width=abc", "TowerConfig.width = 'abc': it must be a whole number"),
+        ("TowerConfig.causal=maybe", "TowerConfig.causal = 'maybe': it must be True or False"),
+        ("OptimizerConfig.learning_rate=fast", "OptimizerConfig.learning_rate = 'fast': it must be a number"),
+        ("LossConfig.spread_out_weight=None", "LossConfig.spread_out_weight = None"),
+    ],
+)
+def test_a_value_of_another_type_is_one_line(finished, capsys, setting, message):
+    assert message in error_of(capsys, "train", *settings(finished), setting)
+
+
+def test_token_records_of_another_tokenizer_are_not_trained_on(finished, tmp_path, capsys):
+    places = [f"TOKENIZER={tmp_path / 'other.model'}", f"WORKDIR={tmp_path / 'train'}"]
+    main.run_verb("data tokenizer", GIN, [*settings(finished), *places, "text_tokenizer.fold_case=False"])
+    line = error_of(capsys, "train", *settings(finished), *places)
+    assert "another text tokenizer" in line
+    assert "data build" in line
+
+
+def test_the_last_of_set_and_gin_wins():
+    flags = ["train", "--gin.train.num_steps=40", "--set", "train.num_steps=2", "--set=WORKDIR=x", "--gin.train.seed=1"]
+    assert main._in_order(flags) == ["train.num_steps=40", "train.num_steps=2", "WORKDIR='x'", "train.seed=1"]
+
+
+def test_an_export_before_training_says_so(finished, tmp_path, capsys):
+    assert "run `xretrieval train` first" in error_of(capsys, "export", *settings(finished), f"WORKDIR={tmp_path}")

@@ -1,5 +1,6 @@
 """The one exception a user is meant to read, and the one way to read and write a JSON file."""
 
+import dataclasses
 import json
 import os
 from typing import Any
@@ -7,6 +8,18 @@ from typing import Any
 
 class UserError(Exception):
     """Bad input. The message names the file, field, tensor or flag, and says what to do; the command line prints it in one line and exits 2."""
+
+
+def check_fields(config: Any) -> None:
+    """UserError where a field of a config dataclass is not of its declared type (int, float, bool, str): a text that was meant as a number, say."""
+    kinds = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
+    for field in dataclasses.fields(config):
+        value, kind = getattr(config, field.name), field.type
+        if kind not in kinds:
+            continue
+        fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
+        if not fits:
+            raise UserError(f"{type(config).__name__}.{field.name} = {value!r}: it must be {kinds[kind]}")
 
 
 def read_json(path: str | os.PathLike) -> Any:

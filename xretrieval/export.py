@@ -48,10 +48,10 @@ def export(workdir: str, vocabulary: Vocabulary, unit_tokenizer_dir: str, out_di
     """Exports a step (the newest by default) of a training run; returns `out_dir`."""
     committed = checkpoint.steps(workdir)
     step = max(committed, default=0) if step is None else step
+    if not committed:
+        raise UserError(f"{workdir}: no checkpoint there; run `xretrieval train` first, or set another export.workdir")
     if step not in committed:
-        raise UserError(
-            f"{workdir}: no checkpoint of step {step} (there are {committed or 'none'}); train first, or set another export.step"
-        )
+        raise UserError(f"{workdir}: no checkpoint of step {step} (there are {committed}); set another export.step")
     run = read_json(pathlib.Path(workdir) / "run.json")
     if run["vocabulary"] != vocabulary.fingerprint:
         raise UserError(

@@ -147,6 +147,19 @@ def _explain(message: str, own: tuple[str, ...]) -> str:
     return f"gin: {line}" + (f" Did you mean {close[0]!r}?" if close else "")
 
 
+def _in_order(argv: Sequence[str]) -> list[str]:
+    """The bindings of `--set` and `--gin.` as they stand on the command line: the last one wins."""
+    out = []
+    for flag, following in zip(argv, [*argv[1:], ""], strict=True):
+        if flag == "--set":
+            out.append(_binding(following))
+        elif flag.startswith("--set="):
+            out.append(_binding(flag.removeprefix("--set=")))
+        elif flag.startswith("--gin."):
+            out.append(flag.removeprefix("--gin."))
+    return out
+
+
 def run_verb(verb: str, gin_files: list[str], overrides: list[str], bindings: Sequence[str] = ()):
     """Configures a verb and runs its root function; `overrides` are as after `--set`, `bindings` as after `--gin.`."""
     configure(verb, gin_files, overrides, list(bindings))
@@ -219,7 +232,7 @@ def _main(argv: list[str]) -> int | None:
     )
     add_flags(parser, verb)
     arguments, rest = parser.parse_known_args(argv[len(verb.split()) :])
-    bindings = [item.removeprefix("--gin.") for item in rest if item.startswith("--gin.")]
+    bindings = [item for item in rest if item.startswith("--gin.")]
     unknown = [item for item in rest if not item.startswith("--gin.")]
     if unknown or (bindings and not VERBS[verb][2]):
         raise UserError(f"{(unknown or rest)[0]}: `xretrieval {verb}` does not know this; see `xretrieval {verb} --help`")
@@ -238,5 +251,5 @@ def _main(argv: list[str]) -> int | None:
     if verb == "search":
         verbs.search(arguments)
         return 0
-    run_verb(verb, arguments.gin_file, arguments.set, bindings)
+    run_verb(verb, arguments.gin_file, [], _in_order(argv))
     return 0

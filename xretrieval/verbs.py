@@ -48,6 +48,7 @@ class Mixture(NamedTuple):
     seqio: Any
     vocabulary: "Vocabulary"
     unit_tokenizer: "UnitTokenizer"
+    units_dir: str
 
 
 def mixture(
@@ -76,7 +77,7 @@ def mixture(
 
     unit_tokenizer = UnitTokenizer.load(unit_tokenizer_dir)
     vocabulary = Vocabulary.open(tokenizer_file, unit_tokenizer.num_units, template)
-    return Mixture(register(name, units_dir, vocabulary, rates, splits), vocabulary, unit_tokenizer)
+    return Mixture(register(name, units_dir, vocabulary, rates, splits), vocabulary, unit_tokenizer, units_dir)
 
 
 def import_llm(source: str, out_dir: str) -> None:
@@ -119,10 +120,9 @@ def training_data(
       neutral_languages: languages without training data that the model will meet: their names learn to mean any language.
     """
     from tasks.unit_records import prefixes, suffixes
-    from xretrieval.data.build import task_dir
+    from xretrieval.data.build import read_records
     from xretrieval.data.pipeline import TaskData
     from xretrieval.data.preprocessors import SPEECH_TO_TEXT
-    from xretrieval.data.records import TaskRecords
     from xretrieval.model.directory import text_fingerprint
     from xretrieval.train.begin import TrainingData
 
@@ -135,7 +135,7 @@ def training_data(
             TaskData(
                 task.name,
                 float(mixture.seqio.get_rate(task)),
-                TaskRecords(task_dir(records_dir, task.name, "train")),
+                read_records(records_dir, task.name, "train", mixture.vocabulary, mixture.units_dir),
                 prefixes(kind, language, mixture.vocabulary),
                 drop_units if kind == SPEECH_TO_TEXT else 0.0,
                 drop_language,

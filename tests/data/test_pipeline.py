@@ -164,7 +164,7 @@ def test_dropped_tokens_come_at_their_rate_and_never_all(tmp_path):
 
 
 def test_an_example_longer_than_a_row_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="task a has a side of 13 tokens; set train.row_length to at least that"):
+    with pytest.raises(UserError, match="task a has a side of 13 tokens, the longest of all; set train.row_length to at least that"):
         BatchPipeline([task(tmp_path / "a")], 8, 128, seed=0, row_length=12)
     BatchPipeline([task(tmp_path / "b")], 8, 128, seed=0, row_length=13).batch(0)
 

@@ -142,7 +142,7 @@ def test_a_limit_on_segments_is_kept_and_costs_rows():
 @pytest.mark.parametrize(
     "flags,message",
     [
-        ({"row_length": 40}, "has a side of 63 tokens; set train.row_length"),
+        ({"row_length": 40}, "has a side of 63 tokens, the longest of all; set train.row_length"),
         ({"row_length": 64.5}, "train.row_length = 64.5: give a whole number"),
         ({"rows": 0}, "train.rows = 0"),
         ({"max_segments": -1}, "train.max_segments = -1"),

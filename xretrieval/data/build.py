@@ -84,6 +84,21 @@ def build(
     return counts
 
 
+def read_records(out_dir: str, task: str, split: str, vocabulary: Vocabulary, units_dir: str) -> records.TaskRecords:
+    """The token records of a task.
+
+    Raises:
+      UserError: there are none, or they were made with another text tokenizer or from other units: their IDs would mean something else.
+    """
+    found = records.TaskRecords(task_dir(out_dir, task, split))
+    if found.key != build_key(task, split, vocabulary.fingerprint, read_index(os.path.join(units_dir, split))["key"]):
+        raise UserError(
+            f"{found.directory}: these token records were made with another text tokenizer, or from other units, than this run's; run "
+            f"`xretrieval data build` again, or give another records_dir"
+        )
+    return found
+
+
 def task_dir(out_dir: str, task: str, split: str) -> str:
     return os.path.join(out_dir, task, split)
 

@@ -185,11 +185,11 @@ def _check(schedule: Schedule, row_length: int | None, rows: int | None, max_seg
     for name, value in {"row_length": row_length, "rows": rows, "max_segments": max_segments}.items():
         if value is not None and (not isinstance(value, int) or value < 1):
             raise UserError(f"train.{name} = {value!r}: give a whole number, 1 or more, or None")
-    for task in schedule.tasks:
-        if task.rate > 0 and task.longest > (row_length or task.longest):
-            raise UserError(
-                f"task {task.name} has a side of {task.longest} tokens; set train.row_length to at least that (it is {row_length}), or to None"
-            )
+    task = max((task for task in schedule.tasks if task.rate > 0), key=lambda task: task.longest)
+    if row_length and task.longest > row_length:
+        raise UserError(
+            f"task {task.name} has a side of {task.longest} tokens, the longest of all; set train.row_length to at least that (it is {row_length}), or to None"
+        )
 
 
 def _cost(row_lengths: Sequence[int], rows_C: np.ndarray) -> np.ndarray:

@@ -246,7 +246,9 @@ def _content(tokenizer_file: pathlib.Path) -> bytes:
     try:
         return tokenizer_file.read_bytes()
     except FileNotFoundError as error:
-        raise UserError(f"{tokenizer_file}: no such text tokenizer; make one with `xretrieval data tokenizer`") from error
+        raise UserError(
+            f"{tokenizer_file}: no such text tokenizer; make one with `xretrieval data tokenizer`, or an LLM's folder with `xretrieval import-llm`"
+        ) from error
     except OSError as error:
         raise UserError(f"{tokenizer_file}: cannot be read ({error.strerror}); give a tokenizer file") from error
 

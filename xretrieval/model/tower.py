@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from xretrieval import mesh as mesh_lib
-from xretrieval.errors import UserError
+from xretrieval.errors import UserError, check_fields
 from xretrieval.model.attention import WAYS, AttentionConfig
 from xretrieval.model.embedding import ExtendedEmbedding
 from xretrieval.model.transformer import Block, RMSNorm, Rows, StackConfig, rope_tables, run_stack
@@ -67,6 +67,7 @@ class TowerConfig:
     row_multiple: int = 128
 
     def __post_init__(self):
+        check_fields(self)
         object.__setattr__(self, "dense", tuple(self.dense))
         for name, choices in (("activation", ("gelu", "silu")), ("pooling", ("mean", "last"))):
             if getattr(self, name) not in choices:
@@ -106,12 +107,13 @@ class ComputeConfig:
     remat: bool = False
 
     def __post_init__(self):
+        check_fields(self)
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(f"ComputeConfig.dtype = {self.dtype!r}: it must be float32 or bfloat16")
         if self.attention not in WAYS:
             raise UserError(f"ComputeConfig.attention = {self.attention!r}: it must be one of {', '.join(WAYS)}")
-        if not isinstance(self.block, int) or self.block < 1:
-            raise UserError(f"ComputeConfig.block = {self.block!r}: give a whole number, 1 or more")
+        if self.block < 1:
+            raise UserError(f"ComputeConfig.block = {self.block}: it must be 1 or more")
 
 
 Params = dict[str, jax.Array]

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from xretrieval.errors import UserError
+from xretrieval.errors import UserError, check_fields
 
 CHOICES = ("zeros", "normal", "mean", "codebook")
 
@@ -17,6 +17,7 @@ class UnitInit:
     seed: int = 0
 
     def __post_init__(self):
+        check_fields(self)
         _check(self.how)
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import optax
 
+from xretrieval.errors import check_fields
 from xretrieval.train.trainable import UNITS
 
 
@@ -19,6 +20,9 @@ class OptimizerConfig:
     beta2: float = 0.99
     max_gradient_norm: float = 1.0
     unit_learning_rate_multiplier: float = 1.0
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 def schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from xretrieval.errors import check_fields
 from xretrieval.model.tower import ComputeConfig, Params, TowerConfig, embed_pairs
 from xretrieval.train.loss import contrastive_loss
 from xretrieval.train.state import TrainState
@@ -23,6 +24,9 @@ class LossConfig:
     initial_logit_scale: float = 20.0
     max_logit_scale: float = 100.0
     spread_out_weight: float = 0.1
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from xretrieval.errors import UserError
+from xretrieval.errors import UserError, check_fields
 from xretrieval.model.tower import Params, TowerConfig
 
 UNITS = "embedding.units_AD"
@@ -35,6 +35,7 @@ class TrainableConfig:
     lora_alpha: float = 16.0
 
     def __post_init__(self):
+        check_fields(self)
         if self.what not in ("all", "units", "lora"):
             raise UserError(f"TrainableConfig.what = {self.what!r}: it must be all, units or lora")
         if self.what == "all" and self.top_layers:
@@ -61,7 +62,7 @@ def split(config: TrainableConfig, tower: TowerConfig, params: Params, seed: int
     if UNITS not in params:
         raise UserError(f"TrainableConfig.what = {config.what!r}: this tower has no unit embeddings; set it to all")
     if not 0 <= config.top_layers <= tower.layers:
-        raise UserError(f"TrainableConfig.top_layers = {config.top_layers}: the tower has {tower.layers} layers")
+        raise UserError(f"TrainableConfig.top_layers = {config.top_layers}: it must be 0 to {tower.layers}, the tower's layers")
     if config.what == "units":
         # Without layers that train there is nothing to cut.
         lower = (tower.layers - config.top_layers) % tower.layers
