@@ -74,7 +74,8 @@ def test_the_gradient_of_what_trains_is_that_of_full_training():
     plain = OptimizerConfig(learning_rate=1e-3, warmup_steps=1, max_gradient_norm=1e9)
     everything = runs.steps(count=2, optimizer=plain)
     upper = runs.steps(count=2, trainable=TrainableConfig("units", top_layers=1), optimizer=plain)
-    assert upper[0][0] == everything[0][0]
+    # Two programs: one runs the layers in two stacks.
+    assert upper[0][0] == pytest.approx(everything[0][0], rel=1e-6)
     np.testing.assert_allclose(upper[2][UNITS], everything[2][UNITS], atol=2e-5)
     np.testing.assert_allclose(upper[2]["blocks.mlp.up.weight_DF"][2], everything[2]["blocks.mlp.up.weight_DF"][2], atol=2e-5)
 

@@ -3,11 +3,13 @@
 Orbax catches flipped bytes in its data files but not in all of its metadata, so every file is hashed before Orbax opens a step.
 """
 
+import contextlib
 import hashlib
-import logging
 import os
 import pathlib
 import shutil
+import time
+from collections.abc import Iterator
 
 import jax
 from orbax.checkpoint import v1 as ocp
@@ -41,20 +43,32 @@ def save(workdir: str | os.PathLike, step: int, state: TrainState, keep: int = 2
     step_dir.parent.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0 and step_dir.exists():
         shutil.rmtree(step_dir)
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)  # Orbax' threads log what they raise, some of it after it was raised here
     try:
-        ocp.save(step_dir, state._asdict())
+        with _threads_silent():
+            ocp.save(step_dir, state._asdict())
     except (ValueError, OSError) as error:  # so Orbax says that a file cannot be written, by which of its files it is
         reason = str(error).splitlines()[0]
         raise UserError(f"{step_dir}: cannot be saved ({reason}); free space, then run again: earlier checkpoints are kept") from error
-    finally:
-        logger.setLevel(level)
     if jax.process_index() == 0:
         write_json(step_dir / MANIFEST, {"step": step, "sha256": _hashes(step_dir)})
         for old in steps(workdir)[:-keep]:
             shutil.rmtree(_root(workdir) / str(old))
+
+
+@contextlib.contextmanager
+def _threads_silent() -> Iterator[None]:
+    """Nothing on stderr: Orbax' threads, some of them in C++, print a traceback each of what a failed save raises here, and go on after it."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    except BaseException:
+        time.sleep(0.5)
+        raise
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def restore(workdir: str | os.PathLike, step: int, abstract: TrainState) -> TrainState:
