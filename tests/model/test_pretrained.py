@@ -199,6 +199,7 @@ def test_the_folder_is_described(tmp_path):
         "README.md",
         "NOTICE",
         "LICENSE",
+        "tower.gin",
     }
     assert "apache-2.0 (https://a.b/LICENSE)" in (out / "NOTICE").read_text()
     assert str(tmp_path) not in "".join(path.read_text() for path in out.iterdir() if path.suffix != ".safetensors")

@@ -126,7 +126,7 @@ def test_weight_decay_leaves_norms_alone():
         (lambda: TrainableConfig("some"), "TrainableConfig.what"),
         (lambda: TrainableConfig("all", top_layers=1), "TrainableConfig.top_layers"),
         (lambda: TrainableConfig("lora", lora_rank=0), "TrainableConfig.lora_rank"),
-        (lambda: trainable_lib.split(TrainableConfig("units", 4), runs.CONFIG, {UNITS: 0}, 0), "the tower has 3 layers"),
+        (lambda: trainable_lib.split(TrainableConfig("units", 4), runs.CONFIG, {UNITS: 0}, 0), "it must be 0 to 3, the tower's layers"),
         (lambda: trainable_lib.split(TrainableConfig("units"), runs.CONFIG, {}, 0), "no unit embeddings"),
     ],
 )
