@@ -204,9 +204,19 @@ def test_token_records_of_another_tokenizer_are_not_trained_on(finished, tmp_pat
     assert "data build" in line
 
 
-def test_the_last_of_set_and_gin_wins():
-    flags = ["train", "--gin.train.num_steps=40", "--set", "train.num_steps=2", "--set=WORKDIR=x", "--gin.train.seed=1"]
-    assert main._in_order(flags) == ["train.num_steps=40", "train.num_steps=2", "WORKDIR='x'", "train.seed=1"]
+@pytest.mark.parametrize(
+    "flags,steps",
+    [(["--gin.train.num_steps=2", "--set", "train.num_steps=3"], 3), (["--set=train.num_steps=3", "--gin.train.num_steps=2"], 2)],
+)
+def test_the_last_of_set_and_gin_wins(finished, tmp_path, capsys, flags, steps):
+    settings_here = [flag for s in [*settings(finished), f"WORKDIR={tmp_path}"] for flag in ("--set", s)]
+    assert main.main(["data", "plan", *(f"--gin_file={file}" for file in GIN), *settings_here, *flags]) == 0
+    assert f"the fullest of {steps} steps" in capsys.readouterr().out
+
+
+def test_a_flag_cut_short_is_not_taken(capsys):
+    assert main.main(["export", f"--gin_file={GIN[0]}", "--se", "WORKDIR=x"]) == 2
+    assert "does not know this" in capsys.readouterr().err
 
 
 def test_an_export_before_training_says_so(finished, tmp_path, capsys):

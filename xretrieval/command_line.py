@@ -37,6 +37,7 @@ TRAIN = (
 )
 # A root function whose parameters are bound as those of the same name of another.
 BORROWS = {"plan_batches": "train"}
+SET_HELP = "as --gin.KEY=VALUE, but a string needs no quotes; the last of both counts"
 VERBS = {
     "demo": ("the whole system on a small spoken corpus, from nothing", "xretrieval demo --workdir demo_run", ()),
     "corpus": ("speak the polyglot corpus of the demo", "xretrieval corpus --gin_file=gin_configs/runs/polyglot.gin", ("corpus",)),
@@ -102,9 +103,6 @@ def add_flags(parser: argparse.ArgumentParser, verb: str) -> None:
     """The flags of a verb."""
     if VERBS[verb][2]:
         parser.add_argument("--gin_file", action="append", default=[], metavar="FILE", help="a gin file; may be given several times")
-        parser.add_argument(
-            "--set", action="append", default=[], metavar="KEY=VALUE", help="as --gin.KEY=VALUE, but a string needs no quotes"
-        )
     elif verb == "demo":
         parser.add_argument("--workdir", default="demo_run", help="everything goes there (demo_run)")
         parser.add_argument("--languages", default=None, help="trained languages, as de,fr,ru (English comes along), or `all`")

@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 
-from xretrieval.command_line import BORROWS, CONFIGURABLES, VERBS, WRITES, add_flags, usage
+from xretrieval.command_line import BORROWS, CONFIGURABLES, SET_HELP, VERBS, WRITES, add_flags, usage
 from xretrieval.errors import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -147,19 +147,6 @@ def _explain(message: str, own: tuple[str, ...]) -> str:
     return f"gin: {line}" + (f" Did you mean {close[0]!r}?" if close else "")
 
 
-def _in_order(argv: Sequence[str]) -> list[str]:
-    """The bindings of `--set` and `--gin.` as they stand on the command line: the last one wins."""
-    out = []
-    for flag, following in zip(argv, [*argv[1:], ""], strict=True):
-        if flag == "--set":
-            out.append(_binding(following))
-        elif flag.startswith("--set="):
-            out.append(_binding(flag.removeprefix("--set=")))
-        elif flag.startswith("--gin."):
-            out.append(flag.removeprefix("--gin."))
-    return out
-
-
 def run_verb(verb: str, gin_files: list[str], overrides: list[str], bindings: Sequence[str] = ()):
     """Configures a verb and runs its root function; `overrides` are as after `--set`, `bindings` as after `--gin.`."""
     configure(verb, gin_files, overrides, list(bindings))
@@ -229,13 +216,18 @@ def _main(argv: list[str]) -> int | None:
         description=VERBS[verb][0],
         epilog=f"example: {VERBS[verb][1]}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     add_flags(parser, verb)
-    arguments, rest = parser.parse_known_args(argv[len(verb.split()) :])
-    bindings = [item for item in rest if item.startswith("--gin.")]
-    unknown = [item for item in rest if not item.startswith("--gin.")]
-    if unknown or (bindings and not VERBS[verb][2]):
-        raise UserError(f"{(unknown or rest)[0]}: `xretrieval {verb}` does not know this; see `xretrieval {verb} --help`")
+    flags = argv[len(verb.split()) :]
+    if VERBS[verb][2]:
+        # In one list, in the order of the command line: the last one wins.
+        parser.add_argument("--set", dest="bindings", action="append", default=[], type=_binding, metavar="KEY=VALUE", help=SET_HELP)
+        parser.add_argument("--gin", dest="bindings", action="append", default=[], help=argparse.SUPPRESS)
+        flags = [re.sub(r"^--gin\.", "--gin=", flag) for flag in flags]
+    arguments, unknown = parser.parse_known_args(flags)
+    if unknown:
+        raise UserError(f"{unknown[0]}: `xretrieval {verb}` does not know this; see `xretrieval {verb} --help`")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if verb == "demo":
         from xretrieval.demo.run import run
@@ -251,5 +243,5 @@ def _main(argv: list[str]) -> int | None:
     if verb == "search":
         verbs.search(arguments)
         return 0
-    run_verb(verb, arguments.gin_file, [], _in_order(argv))
+    run_verb(verb, arguments.gin_file, [], arguments.bindings)
     return 0
