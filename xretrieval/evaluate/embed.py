@@ -27,8 +27,8 @@ def embed_sequences(
 ) -> np.ndarray:
     """Embeddings of token sequences, float32 [N, E].
 
-    A sequence is padded to the next multiple of 32 tokens and every batch to 64 rows, so each shape compiles once and an embedding
-    does not depend on what it is batched with. Call it inside a mesh (`jax.set_mesh`).
+    A sequence is padded to the next multiple of 32 tokens and every batch to 64 rows (fewer of more than 512 tokens), so each shape compiles
+    once and an embedding does not depend on what it is batched with. Call it inside a mesh (`jax.set_mesh`).
 
     `compute` None is float32, with dense attention up to 512 tokens and chunked attention, whose memory grows linearly, beyond.
 
@@ -42,13 +42,13 @@ def embed_sequences(
         )
     out_NE = np.empty((len(sequences), config.embedding_width), np.float32)
     shards = mesh_lib.batch_shards(jax.sharding.get_mesh())
-    rows = -(-ROWS // shards) * shards
     buckets_N = -(-lengths_N // BUCKET) * BUCKET
     blocks = []
     for bucket in np.unique(buckets_N):
         members = np.flatnonzero(buckets_N == bucket)
-        blocks += [(int(bucket), members[start : start + rows]) for start in range(0, len(members), rows)]
-    for bucket, block in track(blocks, len(blocks), label):
+        rows = -(-min(ROWS, max(1, ROWS * LONG // bucket)) // shards) * shards
+        blocks += [(int(bucket), int(rows), members[start : start + rows]) for start in range(0, len(members), rows)]
+    for bucket, rows, block in track(blocks, len(blocks), label):
         tokens_RL, lengths_R = np.full((rows, bucket), PAD_ID, np.int32), np.zeros(rows, np.int32)
         for row, i in enumerate(block):
             if sequences[i].min() < 0 or sequences[i].max() >= config.vocab_size:

@@ -4,6 +4,8 @@ The rows are two arrays, so that what trains, learning rates and gradient norms 
 it is. Each is padded to a multiple that the mesh divides; padding rows are never looked up, so they never get a gradient.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,15 +50,11 @@ def lookup(tables: Tables, tokens_RL: jax.Array, sizes: tuple[int, ...], dtype=j
     return jax.shard_map(local, in_specs=((rows,) * len(tables), batch), out_specs=mesh_lib.spec("batch", None, None))(tables, tokens_RL)
 
 
-@jax.custom_vjp
-def _sum_of_rows(rows_VD, ids_RL, like):
-    """This device's part of a lookup: zeros where an ID is another `model` shard's, or negative."""
-    gathered_VD = jax.lax.all_gather(rows_VD.astype(like.dtype), "data", axis=0, tiled=True)
-    return gathered_VD.at[_here(ids_RL, gathered_VD.shape[0])].get(mode="fill", fill_value=0)
-
-
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _take(rows_VD, ids_RL, dtype):
-    return _sum_of_rows(rows_VD, ids_RL, jnp.zeros((), dtype))
+    """This device's part of a lookup: zeros where an ID is another `model` shard's, or negative."""
+    gathered_VD = jax.lax.all_gather(rows_VD.astype(dtype), "data", axis=0, tiled=True)
+    return gathered_VD.at[_here(ids_RL, gathered_VD.shape[0])].get(mode="fill", fill_value=0)
 
 
 def _here(ids_RL, rows: int):
@@ -65,21 +63,21 @@ def _here(ids_RL, rows: int):
     return jnp.where((ids_RL >= 0) & (place_RL >= 0) & (place_RL < rows), place_RL, rows)
 
 
-def _take_forward(rows_VD, ids_RL, like):
-    return _sum_of_rows(rows_VD, ids_RL, like), (rows_VD, ids_RL, like)
+def _take_forward(rows_VD, ids_RL, dtype):
+    return _take(rows_VD, ids_RL, dtype), (rows_VD, ids_RL)
 
 
-def _take_backward(saved, gradient_RLD):
-    rows_VD, ids_RL, like = saved
+def _take_backward(dtype, saved, gradient_RLD):
+    rows_VD, ids_RL = saved
     rows = rows_VD.shape[0] * jax.lax.axis_size("data")
     # In the table's own dtype: thousands of tokens add up in one row.
     zeros_VD = jnp.zeros((rows, rows_VD.shape[1]), rows_VD.dtype)
     sums_VD = zeros_VD.at[_here(ids_RL, rows)].add(gradient_RLD.astype(rows_VD.dtype), mode="drop")
     sums_VD = jax.lax.psum_scatter(sums_VD, "data", scatter_dimension=0, tiled=True)
-    return jax.lax.psum(sums_VD, "replica"), None, jnp.zeros_like(like)
+    return jax.lax.psum(sums_VD, "replica"), None
 
 
-_sum_of_rows.defvjp(_take_forward, _take_backward)
+_take.defvjp(_take_forward, _take_backward)
 
 
 def check_lookup(dtype=jnp.float32) -> None:

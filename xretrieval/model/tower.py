@@ -10,6 +10,7 @@ from xretrieval import mesh as mesh_lib
 from xretrieval.errors import UserError, check_fields
 from xretrieval.model.attention import WAYS, AttentionConfig
 from xretrieval.model.embedding import ExtendedEmbedding
+from xretrieval.model.pooling import DenseHead, last_pool, mean_pool, unit_norm
 from xretrieval.model.transformer import Block, RMSNorm, Rows, StackConfig, rope_tables, run_stack
 
 
@@ -183,41 +184,6 @@ def _stack_config(config: TowerConfig, compute: ComputeConfig) -> StackConfig:
     return StackConfig(**{name: getattr(config, name) for name in shared}, attention=attention, remat=compute.remat)
 
 
-class DenseHead(nnx.Module):
-    """x W in float32."""
-
-    def __init__(self, fan_in: int, fan_out: int, rngs: nnx.Rngs):
-        kernel = jax.random.normal(rngs.params(), (fan_in, fan_out), out_sharding=mesh_lib.spec("embed", None))
-        self.kernel_DE = nnx.Param(kernel * fan_in**-0.5)
-
-    def __call__(self, x_RSD: jax.Array) -> jax.Array:
-        kernel_DE = jax.reshard(self.kernel_DE[...].astype(jnp.float32), jax.sharding.PartitionSpec(None, None))
-        return jnp.matmul(x_RSD, kernel_DE, precision="highest")
-
-
-def _members(segment_ids_RL: jax.Array, num_segments: int) -> jax.Array:
-    return segment_ids_RL[:, None, :] == jnp.arange(1, num_segments + 1, dtype=jnp.int32)[None, :, None]
-
-
-def mean_pool(x_RLD: jax.Array, segment_ids_RL: jax.Array, num_segments: int) -> jax.Array:
-    """Mean over the tokens of each segment, float32 [R, S, D]."""
-    member_RSL = _members(segment_ids_RL, num_segments).astype(jnp.float32)
-    sums_RSD = jnp.einsum("rsl,rld->rsd", member_RSL, x_RLD.astype(jnp.float32), precision="highest")
-    return sums_RSD / jnp.maximum(jnp.sum(member_RSL, axis=-1), 1.0)[..., None]
-
-
-def last_pool(x_RLD: jax.Array, segment_ids_RL: jax.Array, num_segments: int) -> jax.Array:
-    """The last token of each segment, float32 [R, S, D]; zeros where a row lacks the segment."""
-    ends_RL = segment_ids_RL != jnp.pad(segment_ids_RL[:, 1:], ((0, 0), (0, 1)))
-    last_RSL = (_members(segment_ids_RL, num_segments) & ends_RL[:, None, :]).astype(jnp.float32)
-    return jnp.einsum("rsl,rld->rsd", last_RSL, x_RLD.astype(jnp.float32), precision="highest")
-
-
-def unit_norm(x: jax.Array) -> jax.Array:
-    """x / |x| over the last axis; zeros stay zeros, with a finite gradient."""
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-12))
-
-
 def init(config: TowerConfig, seed: int) -> Params:
     """Parameters by dotted name ("blocks.mlp.up.weight_DF"), float32, created already sharded on the mesh in context."""
 
@@ -226,6 +192,13 @@ def init(config: TowerConfig, seed: int) -> Params:
         return _flatten(nnx.state(Tower(config, ComputeConfig(), nnx.Rngs(params=seed)), nnx.Param))
 
     return create()
+
+
+def init_adapters(config: TowerConfig, lower: int, rank: int, seed: int) -> Params:
+    """Fresh adapters (LoRA) on every matrix of the layers above the `lower` ones; call it under jit, where the rest of the tower is not made."""
+    rngs = nnx.Rngs(params=jax.random.fold_in(jax.random.key(seed), 1))
+    params = _flatten(nnx.state(Tower(config, ComputeConfig(), rngs, lower, rank), nnx.Param))
+    return {name: x for name, x in params.items() if ".lora_" in name}
 
 
 def abstract(config: TowerConfig) -> dict[str, jax.ShapeDtypeStruct]:

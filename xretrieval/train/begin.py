@@ -143,7 +143,7 @@ def started_from(init_from: str | None) -> dict | None:
         return None
     record = directory.describe(init_from)
     notice = pathlib.Path(init_from) / "NOTICE"
-    licences = {path.name: path.read_text() for path in sorted(pathlib.Path(init_from).glob("LICENSE*"))}
+    licences = {path.name: path.read_text(encoding="utf-8", errors="replace") for path in sorted(pathlib.Path(init_from).glob("LICENSE*"))}
     source = {"source": record["source"], "prompts": record.get("prompts", {})} if "source" in record else {}
     return {"fingerprint": record["fingerprint"], "notice": notice.read_text() if notice.exists() else "", "licences": licences, **source}
 

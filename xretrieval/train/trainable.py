@@ -5,14 +5,11 @@ Parameters are told apart by name. Where only upper layers train or have adapter
 """
 
 import dataclasses
-import re
 
-import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from xretrieval.errors import UserError, check_fields
-from xretrieval.model.tower import Params, TowerConfig
+from xretrieval.model.tower import Params, TowerConfig, init_adapters
 
 UNITS = "embedding.units_AD"
 _ABOVE_THE_LAYERS = ("final_norm.", "dense.")
@@ -70,8 +67,8 @@ def split(config: TrainableConfig, tower: TowerConfig, params: Params, seed: int
         moving = ("blocks.", *_ABOVE_THE_LAYERS) if config.top_layers else ()
         trained = {name for name in params if name == UNITS or name.startswith(moving or (UNITS,))}
     else:
-        params = _cut(params, (tower.layers - config.top_layers) % tower.layers)
-        adapters = _adapters(config, params, seed)
+        lower = (tower.layers - config.top_layers) % tower.layers
+        params, adapters = _cut(params, lower), init_adapters(tower, lower, config.lora_rank, seed)
         params, trained = {**params, **adapters}, {UNITS, *adapters}
     return {n: x for n, x in params.items() if n in trained}, {n: x for n, x in params.items() if n not in trained}
 
@@ -83,19 +80,6 @@ def _cut(params: Params, lower: int) -> Params:
     out = {name: x for name, x in params.items() if not name.startswith("blocks.")}
     for name in params.keys() - out.keys():
         out[f"lower_{name}"], out[name] = params[name][:lower], params[name][lower:]
-    return out
-
-
-def _adapters(config: TrainableConfig, params: Params, seed: int) -> Params:
-    """A normal with variance 1 / fan-in, B nought: at the start the tower is what it was."""
-    out, key = {}, jax.random.key(seed)
-    for number, name in enumerate(sorted(n for n in params if re.fullmatch(r"blocks\..*\.weight_DF", n))):
-        layers, fan_in, fan_out = params[name].shape
-        _, fan_in_axis, fan_out_axis = jax.typeof(params[name]).sharding.spec
-        prefix, shape = name.removesuffix("weight_DF"), (layers, fan_in, config.lora_rank)
-        normal = jax.random.normal(jax.random.fold_in(key, number), shape, out_sharding=PartitionSpec(None, fan_in_axis, None))
-        out[f"{prefix}lora_a_DK"] = normal * fan_in**-0.5
-        out[f"{prefix}lora_b_KF"] = jnp.zeros((layers, config.lora_rank, fan_out), out_sharding=PartitionSpec(None, None, fan_out_axis))
     return out
 
 
