@@ -14,6 +14,7 @@ from small_run import GIN, settings
 from xretrieval import main
 from xretrieval.data.build import task_dir
 from xretrieval.data.pipeline import BatchPipeline, TaskData
+from xretrieval.data.plan import plan
 from xretrieval.data.records import TaskRecords
 from xretrieval.units.extract import read_unit_records
 
@@ -112,7 +113,8 @@ def test_seqio_yields_what_training_reads(finished):
         kind, language = task.name.split(".")[1:]
         records = TaskRecords(task_dir(str(finished / "records"), task.name, "validation"))
         data = TaskData(task.name, 1.0, records, prefixes(kind, language, mixture.vocabulary))
-        pipeline = BatchPipeline([data], len(records), mixture.vocabulary.size, seed=0)
+        shape = plan([data.lengths()], len(records), 0, 1, 1).shape
+        pipeline = BatchPipeline([data], len(records), mixture.vocabulary.size, 0, 1, shape)
         read = {(tuple(left), tuple(right)) for left, right, _ in packed_batches.pairs(pipeline.batch(0), 1, pipeline.shape.num_segments)}
         dataset = task.get_dataset(sequence_length=None, split="validation", shuffle=False)
         assert {(tuple(e["inputs"]), tuple(e["targets"])) for e in dataset.as_numpy_iterator()} == read

@@ -6,6 +6,7 @@ import pytest
 
 from xretrieval.corpora import shards
 from xretrieval.data import records
+from xretrieval.data.packing import Shape
 from xretrieval.data.pipeline import BatchPipeline, TaskData
 from xretrieval.data.plan import plan
 from xretrieval.errors import UserError
@@ -22,6 +23,12 @@ def task(folder, count=40, longest=11, **more):
     return TaskData(folder.name, 1.0, records.TaskRecords(folder), ((5, 9), (5, 8)), **more)
 
 
+def planned(data, batch_size, vocab_size, seed, shards=1, steps=60, **wanted):
+    """The pipeline in a shape that the first steps fit."""
+    made = plan([one.lengths() for one in data], batch_size, seed, shards, steps, **wanted)
+    return BatchPipeline(data, batch_size, vocab_size, seed, shards, made.shape)
+
+
 def equal(first, second):
     return first.keys() == second.keys() and all((first[name] == second[name]).all() for name in first)
 
@@ -32,7 +39,7 @@ def pairs(pipeline, step, *hosts):
 
 @pytest.mark.parametrize("number", [1, 4])
 def test_rows_hold_prefix_tokens_and_suffix_and_nothing_is_cropped(tmp_path, number):
-    pipeline = BatchPipeline([task(tmp_path / "a", suffixes=((3,), (3, 4)))], 40, 128, seed=3, shards=number)
+    pipeline = planned([task(tmp_path / "a", suffixes=((3,), (3, 4)))], 40, 128, seed=3, shards=number)
     batch = pipeline.batch(0)
     packed_batches.check_rows(batch)
     assert batch["tokens"].shape == (number * pipeline.shape.rows, pipeline.shape.row_length)
@@ -56,7 +63,7 @@ def mixed(tmp_path):
 
 def test_a_batch_is_a_function_of_seed_step_and_shards(tmp_path):
     data = mixed(tmp_path)
-    one, other, same = (BatchPipeline(data, 24, 128, seed=seed, shards=4) for seed in (3, 4, 3))
+    one, other, same = (planned(data, 24, 128, seed=seed, shards=4) for seed in (3, 4, 3))
     assert one.schedule.window_steps > 20
     in_order = list(one.batches(0, 90))
     assert all(equal(same.batch(step), in_order[step]) for step in (80, 2, 50))
@@ -65,7 +72,7 @@ def test_a_batch_is_a_function_of_seed_step_and_shards(tmp_path):
 
 def test_hosts_slices_make_the_whole_and_shards_do_not_change_the_pairs(tmp_path):
     data = mixed(tmp_path)
-    by_shards = {number: BatchPipeline(data, 24, 128, seed=3, shards=number) for number in (1, 2, 4, 8)}
+    by_shards = {number: planned(data, 24, 128, seed=3, shards=number) for number in (1, 2, 4, 8)}
     for step in (0, 5, 300):
         whole = by_shards[4].batch(step)
         for hosts in (2, 4):
@@ -77,7 +84,7 @@ def test_hosts_slices_make_the_whole_and_shards_do_not_change_the_pairs(tmp_path
 
 def test_a_host_reads_no_records_but_its_own(tmp_path):
     data = mixed(tmp_path)
-    pipeline, read = BatchPipeline(data, 24, 128, seed=3, shards=4), []
+    pipeline, read = planned(data, 24, 128, seed=3, shards=4), []
     for one in data:
         one.records.read = lambda indices, read_them=one.records.read: read.extend(indices) or read_them(indices)
     pipeline.batch(5, 1, 4)
@@ -85,7 +92,7 @@ def test_a_host_reads_no_records_but_its_own(tmp_path):
 
 
 def test_levelled_steps_hold_every_position_once_and_about_as_many_tokens(tmp_path):
-    pipeline = BatchPipeline(mixed(tmp_path), 24, 128, seed=3)
+    pipeline = planned(mixed(tmp_path), 24, 128, seed=3)
     schedule, steps = pipeline.schedule, pipeline.schedule.window_steps
     for first in (0, steps):
         found = np.concatenate([schedule.step(step)[0] for step in range(first, first + steps)])
@@ -97,14 +104,14 @@ def test_levelled_steps_hold_every_position_once_and_about_as_many_tokens(tmp_pa
 
 def test_the_step_with_the_longest_pair_differs_from_window_to_window(tmp_path):
     longest = task(tmp_path / "a", 4000, longest=500)
-    schedule = BatchPipeline([longest], 24, 128, seed=3).schedule
+    schedule = planned([longest], 24, 128, seed=3).schedule
     assert len({int(schedule.window(number)[1].sum(axis=2).max(axis=1).argmax()) for number in range(8)}) > 4
 
 
 def test_every_step_is_in_the_shape_that_its_plan_says(tmp_path):
     data = mixed(tmp_path)
     made = plan([one.lengths() for one in data], 48, 3, 8, 40, row_length=24)
-    pipeline = BatchPipeline(data, 48, 128, 3, 8, made.row_length, made.rows, made.num_segments)
+    pipeline = BatchPipeline(data, 48, 128, 3, 8, made.shape)
     used, segments, tokens = [], [], []
     for step in range(40):
         ids = pipeline.batch(step)["segment_ids"].reshape(8, made.rows, made.row_length)
@@ -120,14 +127,14 @@ def test_every_step_is_in_the_shape_that_its_plan_says(tmp_path):
 
 def test_a_window_holds_no_more_than_half_an_epoch(tmp_path):
     data = [task(tmp_path / "a", 4000), task(tmp_path / "b", 100)]
-    schedule = BatchPipeline(data, 8, 128, seed=3).schedule
+    schedule = planned(data, 8, 128, seed=3).schedule
     assert schedule.window_steps == 12, "200 pairs, half of them b's, make 100 // 8 windows"
-    assert BatchPipeline(data, 4000, 128, seed=3).schedule.window_steps == 1
+    assert planned(data, 4000, 128, seed=3).schedule.window_steps == 1
 
 
 def test_lengths_from_the_index_are_those_that_assembly_makes(tmp_path):
     data = mixed(tmp_path)
-    pipeline = BatchPipeline(data, 64, 128, seed=7)
+    pipeline = planned(data, 64, 128, seed=7)
     positions = np.random.default_rng(0).integers(0, 10**6, 3000)
     task_N, example_N = pipeline.schedule.order.at(positions)
     found = pipeline.schedule.lengths_at(positions)
@@ -139,7 +146,7 @@ def test_lengths_from_the_index_are_those_that_assembly_makes(tmp_path):
 
 
 def test_neutral_prefixes_come_at_their_rate_and_on_both_sides(tmp_path):
-    pipeline = BatchPipeline([task(tmp_path / "a", neutral_rate=0.25, neutral_prefixes=NEUTRAL)], 2000, 128, seed=0)
+    pipeline = planned([task(tmp_path / "a", neutral_rate=0.25, neutral_prefixes=NEUTRAL)], 2000, 128, seed=0)
     found = pairs(pipeline, 0)
     names = np.array([left[0] for left, _, _ in found])
     assert (names == [right[0] for _, right, _ in found]).all()
@@ -153,7 +160,7 @@ def test_neutral_prefixes_come_at_their_rate_and_on_both_sides(tmp_path):
 
 
 def test_dropped_tokens_come_at_their_rate_and_never_all(tmp_path):
-    pipeline = BatchPipeline([task(tmp_path / "a", drop_rate=0.3)], 2000, 128, seed=0)
+    pipeline = planned([task(tmp_path / "a", drop_rate=0.3)], 2000, 128, seed=0)
     found = pairs(pipeline, 0)
     whole = np.array([(pair & 0xFFFFFF) % 11 + 1 for _, _, pair in found])
     kept = np.array([len(left) - 2 for left, _, _ in found])
@@ -165,17 +172,17 @@ def test_dropped_tokens_come_at_their_rate_and_never_all(tmp_path):
 
 def test_an_example_longer_than_a_row_is_an_error(tmp_path):
     with pytest.raises(UserError, match="task a has a side of 13 tokens, the longest of all; set train.row_length to at least that"):
-        BatchPipeline([task(tmp_path / "a")], 8, 128, seed=0, row_length=12)
-    BatchPipeline([task(tmp_path / "b")], 8, 128, seed=0, row_length=13).batch(0)
+        planned([task(tmp_path / "a")], 8, 128, seed=0, row_length=12)
+    planned([task(tmp_path / "b")], 8, 128, seed=0, row_length=13).batch(0)
 
 
 def test_the_longest_side_counts_the_longest_frame(tmp_path):
     data = [task(tmp_path / "a", neutral_rate=0.1, neutral_prefixes=NEUTRAL, suffixes=((1,), ()))]
-    assert BatchPipeline(data, 8, 128, seed=0).schedule.longest == 11 + 3 + 1
+    assert planned(data, 8, 128, seed=0).schedule.longest == 11 + 3 + 1
 
 
 def test_a_step_with_too_few_rows_is_an_error(tmp_path):
-    pipeline = BatchPipeline([task(tmp_path / "a")], 40, 128, seed=0, row_length=32, rows=3)
+    pipeline = BatchPipeline([task(tmp_path / "a")], 40, 128, 0, 1, Shape(row_length=32, rows=3, num_segments=8))
     with pytest.raises(UserError, match="step 2 needs 15 rows of 32 tokens a data shard and there are 3; set train.rows"):
         pipeline.batch(2)
 
@@ -183,19 +190,19 @@ def test_a_step_with_too_few_rows_is_an_error(tmp_path):
 def test_what_does_not_divide_is_an_error(tmp_path):
     data = [task(tmp_path / "a")]
     with pytest.raises(UserError, match="8 pairs does not divide over 3 data shards"):
-        BatchPipeline(data, 8, 128, seed=0, shards=3)
+        planned(data, 8, 128, seed=0, shards=3)
     with pytest.raises(UserError, match="4 data shards do not divide over 3 hosts"):
-        BatchPipeline(data, 8, 128, seed=0, shards=4).batch(0, 0, 3)
+        planned(data, 8, 128, seed=0, shards=4).batch(0, 0, 3)
 
 
 def test_a_token_outside_the_vocabulary_is_an_error(tmp_path):
-    pipeline = BatchPipeline([task(tmp_path / "a")], 8, 60, seed=0)
+    pipeline = planned([task(tmp_path / "a")], 8, 60, seed=0)
     with pytest.raises(UserError, match="task a: token"):
         pipeline.batch(0)
     with pytest.raises(UserError, match="task a: token"):
         next(pipeline.batches(0, 3))
     with pytest.raises(UserError, match="task b: token -1 is outside"):
-        BatchPipeline([task(tmp_path / "b", suffixes=((-1,), ()))], 8, 128, seed=0).batch(0)
+        planned([task(tmp_path / "b", suffixes=((-1,), ()))], 8, 128, seed=0).batch(0)
 
 
 def test_records_that_the_index_does_not_describe_are_an_error(tmp_path):
@@ -204,7 +211,7 @@ def test_records_that_the_index_does_not_describe_are_an_error(tmp_path):
     records.write_index(str(tmp_path / "a"), "key", [40], np.roll(lengths, 1, axis=0))
     again = TaskData("a", 1.0, records.TaskRecords(tmp_path / "a"), data.prefixes)
     with pytest.raises(UserError, match="has other lengths than index.npy says"):
-        BatchPipeline([again], 8, 128, seed=0).batch(0)
+        planned([again], 8, 128, seed=0).batch(0)
 
 
 def test_an_empty_side_is_an_error(tmp_path):
@@ -213,7 +220,7 @@ def test_an_empty_side_is_an_error(tmp_path):
     lengths[7, 1] = 0
     records.write_index(str(tmp_path / "a"), "key", [40], lengths)
     with pytest.raises(UserError, match="task a has an empty side"):
-        BatchPipeline([TaskData("a", 1.0, records.TaskRecords(tmp_path / "a"), ((5,), (5,)))], 8, 128, seed=0)
+        planned([TaskData("a", 1.0, records.TaskRecords(tmp_path / "a"), ((5,), (5,)))], 8, 128, seed=0)
 
 
 def test_seqio_frames_examples_as_assembly_does():

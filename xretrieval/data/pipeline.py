@@ -8,7 +8,6 @@ from collections.abc import Generator, Sequence
 import numpy as np
 
 from xretrieval.data.packing import Shape, assemble, deal, pack
-from xretrieval.data.plan import sampled_shape
 from xretrieval.data.preprocessors import choose_prefixes, drop_tokens, framed
 from xretrieval.data.records import TaskRecords
 from xretrieval.data.schedule import Schedule, TaskLengths
@@ -72,29 +71,18 @@ class BatchPipeline:
       vocab_size: t + a.
       seed: of the order, dropped tokens and neutral prefixes.
       shards: data shards of the mesh, over all hosts; they divide B.
-      row_length, rows, max_segments: tokens of a row, rows of a data shard, the most segments of a row, as `plan.plan` found them for a run.
-        None is what a sample of the first steps needs, and one row more.
+      shape: of every data shard, as `plan.plan` found it for a run.
 
     Raises:
-      UserError: an empty example, one longer than `row_length`, or shards that do not divide the batch: nothing is cropped.
+      UserError: an empty example, or shards that do not divide the batch.
     """
 
-    def __init__(
-        self,
-        tasks: Sequence[TaskData],
-        batch_size: int,
-        vocab_size: int,
-        seed: int,
-        shards: int = 1,
-        row_length: int | None = None,
-        rows: int | None = None,
-        max_segments: int | None = None,
-    ):
+    def __init__(self, tasks: Sequence[TaskData], batch_size: int, vocab_size: int, seed: int, shards: int, shape: Shape):
         self.tasks, self.batch_size, self.vocab_size, self.seed, self.shards = tuple(tasks), batch_size, vocab_size, seed, shards
         if batch_size % shards:
             raise UserError(f"a batch of {batch_size} pairs does not divide over {shards} data shards; change train.batch_size")
         self.schedule = Schedule([task.lengths() for task in tasks], batch_size, seed)
-        self.shape: Shape = sampled_shape(self.schedule, shards, row_length, rows, max_segments)
+        self.shape = shape
 
     def batch(self, step: int, host: int = 0, hosts: int = 1) -> dict[str, np.ndarray]:
         """This host's shards of the global batch of a step: shards [host * n, (host + 1) * n), n = shards / hosts.

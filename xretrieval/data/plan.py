@@ -16,7 +16,6 @@ from xretrieval.errors import UserError, read_json, write_json
 from xretrieval.progress import track
 
 _VERSION = 1  # of what a cached plan was computed by
-_SAMPLE_PAIRS = WINDOW_PAIRS
 _FINALISTS = 6
 _NEARLY = 1.01  # of rows that cost at most so much more than the best, the shortest are taken
 _ALONE = 4_000_000  # pairs to pack, up to which starting processes costs more than it saves
@@ -48,6 +47,11 @@ class Plan:
     padding: float
     worst_padding: float
     lengths: dict[str, dict[str, float]]
+
+    @property
+    def shape(self) -> Shape:
+        """Of every data shard."""
+        return Shape(self.row_length, self.rows, self.num_segments)
 
     def __str__(self) -> str:
         share = self.batch_size // self.shards
@@ -101,22 +105,6 @@ def candidates(longest: int) -> list[int]:
     return grid[:: -(-len(grid) // 20)]
 
 
-def sampled_shape(schedule: Schedule, shards: int, row_length: int | None, rows: int | None, max_segments: int | None) -> Shape:
-    """The shape with what is None filled in from the first steps: the most that any of them needs, and one row more.
-
-    Raises:
-      UserError: a number that is not one, an empty side, or one longer than `row_length`.
-    """
-    _check(schedule, row_length, rows, max_segments)
-    if row_length and rows and max_segments:
-        return Shape(row_length, rows, max_segments)
-    steps = range(max(1, min(schedule.window_steps, _SAMPLE_PAIRS // schedule.batch_size)))
-    lengths = [row_length] if row_length else candidates(schedule.longest)
-    found = needs(schedule, shards, lengths, max_segments, steps)
-    best = _choose(lengths, found.rows_TC.max(axis=0))
-    return Shape(lengths[best], rows or int(found.rows_TC[:, best].max()) + 1, max_segments or _segments(found, best))
-
-
 def plan(
     tasks: Sequence[TaskLengths],
     batch_size: int,
@@ -141,7 +129,8 @@ def plan(
       keep: whether to write it (of many hosts, one does).
 
     Raises:
-      UserError: as `sampled_shape`; or a step that does not fit `rows`, naming it and what it needs.
+      UserError: a number that is not one, an empty side, one longer than `row_length`, shards that do not divide the batch, or a step that does
+        not fit `rows`, naming it and what it needs.
     """
     schedule = Schedule(tasks, batch_size, seed)
     _check(schedule, row_length, rows, max_segments)
@@ -214,7 +203,7 @@ def _segments(found: Needs, c: int) -> int:
 def _finalists(schedule: Schedule, shards: int, max_segments: int | None, num_steps: int) -> list[int]:
     """The most promising row lengths, by some steps from the start of the run and as many from its middle."""
     lengths = candidates(schedule.longest)
-    half = max(1, _SAMPLE_PAIRS // schedule.batch_size // 2)
+    half = max(1, WINDOW_PAIRS // schedule.batch_size // 2)
     steps = sorted({*range(min(half, num_steps)), *range(num_steps // 2, min(num_steps // 2 + half, num_steps))})
     cost_C = _cost(lengths, needs(schedule, shards, lengths, max_segments, steps).rows_TC.max(axis=0))
     return [lengths[c] for c in sorted(np.argsort(cost_C, kind="stable")[:_FINALISTS])]

@@ -77,8 +77,7 @@ def packed_pipeline(
     """
     lengths, cache, shards = [task.lengths() for task in data.tasks], pathlib.Path(workdir) / "packing.json", mesh_lib.batch_shards(mesh)
     made = plan_lib.plan(lengths, batch_size, seed, shards, num_steps, *wanted, cache, jax.process_index() == 0)
-    shape = made.row_length, made.rows, made.num_segments
-    pipeline = BatchPipeline(data.tasks, batch_size, config.vocab_size, seed, shards, *shape)
+    pipeline = BatchPipeline(data.tasks, batch_size, config.vocab_size, seed, shards, made.shape)
     longest = pipeline.schedule.longest
     if longest > config.max_positions:
         raise UserError(f"a side of {longest} tokens is longer than TowerConfig.max_positions = {config.max_positions}; raise it")
