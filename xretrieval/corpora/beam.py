@@ -13,6 +13,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
+from xretrieval import stderr
 from xretrieval.errors import UserError
 from xretrieval.progress import track
 
@@ -80,20 +81,14 @@ def _workers_on_cpu() -> Iterator[None]:
 @contextlib.contextmanager
 def _printing_to(log: pathlib.Path) -> Iterator[None]:
     """Sends what processes started in here print to a file: Beam's workers tell of each start and stop. Our own progress stays."""
-    sys.stderr.flush()
-    before, kept = sys.stderr, os.dup(2)
-    with open(log, "wb") as file:
-        os.dup2(file.fileno(), 2)
-    ours = os.fdopen(os.dup(kept), "w", buffering=1)
-    if sys.stderr is sys.__stderr__:  # else somebody has taken it already
-        sys.stderr = ours
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        sys.stderr = before
-        ours.close()
+    before = sys.stderr
+    with stderr.redirected(log) as kept, os.fdopen(os.dup(kept), "w", buffering=1) as ours:
+        if sys.stderr is sys.__stderr__:  # else somebody has taken it already
+            sys.stderr = ours
+        try:
+            yield
+        finally:
+            sys.stderr = before
 
 
 def _without_interrupts(run: Callable[[], None]) -> None:

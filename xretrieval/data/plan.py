@@ -11,9 +11,9 @@ import numpy as np
 
 from xretrieval.data.packing import Shape, deal, pack
 from xretrieval.data.schedule import WINDOW_PAIRS, Schedule, TaskLengths
-from xretrieval.data.workers import in_processes
 from xretrieval.errors import UserError, read_json, write_json
 from xretrieval.progress import track
+from xretrieval.workers import in_processes
 
 _VERSION = 1  # of what a cached plan was computed by
 _FINALISTS = 6

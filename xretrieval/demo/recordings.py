@@ -1,15 +1,10 @@
 """Writes recordings in parallel: each file whole or not at all, finished ones kept."""
 
-import concurrent.futures
-import concurrent.futures.process
 import contextlib
 import io
 import itertools
-import multiprocessing
 import os
-import signal
-import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import soundfile
@@ -17,6 +12,7 @@ import soundfile
 from xretrieval.demo import voices
 from xretrieval.errors import UserError
 from xretrieval.progress import track
+from xretrieval.workers import in_processes
 
 _CHUNK = 32  # recordings a worker is handed at once; Ctrl-C waits for the chunks under way
 
@@ -48,7 +44,8 @@ def record_all(recordings: Sequence[Recording], num_workers: int) -> list[int]:
         make_folder(folder)
     chunks = [tuple(recordings[start : start + _CHUNK]) for start in range(0, len(recordings), _CHUNK)]
     lengths: dict[str, int] = {}
-    chunks_done = _in_processes(chunks, num_workers) if num_workers > 1 else (_record_chunk(chunk) for chunk in chunks)
+    jobs = [(chunk,) for chunk in chunks]
+    chunks_done = in_processes(_record_chunk, jobs, num_workers) if num_workers > 1 else (_record_chunk(chunk) for chunk in chunks)
     with contextlib.closing(chunks_done):
         for path, length in track(itertools.chain.from_iterable(chunks_done), total=len(recordings), label="recordings"):
             lengths[path] = length
@@ -78,45 +75,6 @@ def write_file(path: str | os.PathLike, content: bytes) -> None:
         raise UserError(
             f"{path}: cannot be written ({error.strerror}); free space or give another folder, then run again: finished files are kept"
         ) from error
-
-
-def _in_processes(chunks: list[tuple[Recording, ...]], num_workers: int) -> Generator[list[tuple[str, int]], None, None]:
-    # Spawned, not forked: the caller may hold threads of JAX.
-    context = multiprocessing.get_context("spawn")
-    executor = concurrent.futures.ProcessPoolExecutor(num_workers, mp_context=context, initializer=_end_with_parent)
-    try:
-        with _interrupts_held():
-            futures = [executor.submit(_record_chunk, chunk) for chunk in chunks]
-        for future in concurrent.futures.as_completed(futures):
-            yield future.result()
-    except concurrent.futures.process.BrokenProcessPool as error:
-        raise UserError(
-            "a worker process was killed (out of memory?); run again with fewer workers: finished recordings are kept"
-        ) from error
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Processes started in here never see Ctrl-C, which a terminal sends to all of them: the parent lets them finish what they write."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
-def _end_with_parent() -> None:
-    """Ends this worker when its parent is killed; it would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-
-    def wait() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def _record_chunk(chunk: tuple[Recording, ...]) -> list[tuple[str, int]]:

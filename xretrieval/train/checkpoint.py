@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from xretrieval import stderr
 from xretrieval.errors import UserError, read_json, write_json
 from xretrieval.train.state import TrainState
 
@@ -58,17 +59,12 @@ def save(workdir: str | os.PathLike, step: int, state: TrainState, keep: int = 2
 @contextlib.contextmanager
 def _threads_silent() -> Iterator[None]:
     """Nothing on stderr: Orbax' threads, some of them in C++, print a traceback each of what a failed save raises here, and go on after it."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    except BaseException:
-        time.sleep(0.5)
-        raise
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+    with stderr.redirected():
+        try:
+            yield
+        except BaseException:
+            time.sleep(0.5)
+            raise
 
 
 def restore(workdir: str | os.PathLike, step: int, abstract: TrainState) -> TrainState:
