@@ -58,11 +58,11 @@ ifneq ($(filter bench,$(MAKECMDGOALS)),)
 endif
 
 # The tower's peer is transformers: it needs torch, which the other benchmarks' environment is kept free of.
-BENCH_KIND = $(if $(filter tower,$(NAME)),parity,bench)
+BENCH_KIND = $(if $(filter tower trainable,$(NAME)),parity,bench)
 
 bench: .venv-$(BENCH_KIND)$(ENVIRONMENT)
 	@# Huge pages for malloc, as `xretrieval train` takes for itself; the peer has them too.
-	@GLIBC_TUNABLES=glibc.malloc.hugetlb=1 .venv-$(BENCH_KIND)-py$(MINOR)/bin/python -m benchmarks.$(NAME) --json "$(JSON)"
+	@GLIBC_TUNABLES=glibc.malloc.hugetlb=1 DEMO_DIR="$(DEMO_DIR)" .venv-$(BENCH_KIND)-py$(MINOR)/bin/python -m benchmarks.$(NAME) --json "$(JSON)"
 
 parity: .venv-parity$(ENVIRONMENT)
 	@.venv-parity-py$(MINOR)/bin/python tests/parity/make_fixtures.py

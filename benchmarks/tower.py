@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import time
 
+import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 import transformers
 
 from benchmarks import rows
+from xretrieval import main
 from xretrieval import mesh as mesh_lib
 from xretrieval.data.packing import Shape, assemble, pack
 from xretrieval.model import directory, pretrained, tower
@@ -163,7 +165,8 @@ def compare(name: str, chosen: list[np.ndarray], model, ours: Ours, row_length: 
 def operation_rate(config: tower.TowerConfig, compute: tower.ComputeConfig, batch: int, length: int, side: int) -> dict:
     """Model FLOP/s of forward and backward over full rows, beside one bfloat16 product of `side` x `side` matrices in the same process.
 
-    Counted are 6 operations a token for each weight of the layers and 12 * length / 2 * H * C for causal attention; not what remat does again.
+    Counted are 6 operations a token for each weight of the layers, and in causal attention 12 * H * C for each token that one sees, on average
+    length / 2 in a global layer and about the window in a local one; not what remat does again.
     """
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
@@ -177,29 +180,18 @@ def operation_rate(config: tower.TowerConfig, compute: tower.ComputeConfig, batc
         product = jax.jit(lambda x: x @ x)
         ours, peer = rows.seconds(lambda: jax.block_until_ready(step(params)), lambda: jax.block_until_ready(product(matrix)))
         weights = sum(x.size for name, x in params.items() if name.endswith("weight_DF"))
-    attention = config.layers * 12 * length / 2 * config.heads * config.head_dim
-    rate = batch * length * (6 * weights + attention) / ours
+    everything, near = (length + 1) / 2, np.minimum(np.arange(1, length + 1), config.window or length).mean()
+    local = sum((layer + 1) % config.global_every != 0 for layer in range(config.layers))
+    attention = 12 * config.heads * config.head_dim * (local * near + (config.layers - local) * everything)
+    rate = float(batch * length * (6 * weights + attention) / ours)
     label = f"{compute.attention} attention, {batch} rows of {length} tokens, {weights / 1e6:.0f} M weights, FLOP/s"
     return rows.row(label, rate, 2 * side**3 / peer, f"bfloat16 product of {side} x {side}", 0.5, True)
 
 
 def gpu_rows() -> list[dict]:
-    gemma3_1b = tower.TowerConfig(
-        text_size=262_144,
-        num_units=1024,
-        width=1152,
-        layers=26,
-        heads=4,
-        kv_heads=1,
-        head_dim=256,
-        mlp_hidden=6912,
-        window=512,
-        global_every=6,
-        rope_base=1e6,
-        max_positions=8192,
-    )
-    ways = ("dense", "chunked")
-    return [operation_rate(gemma3_1b, tower.ComputeConfig(way, dtype="bfloat16", remat=True), 4, 4096, 8192) for way in ways]
+    main.configure("train", ["gin_configs/models/gemma3_1b.gin"], [], [])
+    config = gin.get_configurable("TowerConfig")(num_units=1024)
+    return [operation_rate(config, tower.ComputeConfig(way, dtype="bfloat16", remat=True), 4, 4096, 8192) for way in ("dense", "chunked")]
 
 
 def run() -> list[dict]:

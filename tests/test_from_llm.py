@@ -133,6 +133,7 @@ def test_stopped_and_resumed_equals_uninterrupted_bitwise(trained, finished, llm
         (f"TOKENIZER={FIXTURES / 'qwen3/tokenizer.json'}", "another"),
         ("TRAIN_WHAT=most", "TrainableConfig.what"),
         ("UnitInit.how=guess", "guess"),
+        ("ComputeConfig.attention=splash", "splash attention takes tiles of a multiple of 128"),
     ],
 )
 def test_what_does_not_fit_the_llm_is_refused(trained, finished, llm, tmp_path, change, message):

@@ -13,6 +13,7 @@ from xretrieval import main
 from xretrieval import mesh as mesh_lib
 from xretrieval.model import pretrained, tower
 from xretrieval.model.huggingface_weights import count
+from xretrieval.train.trainable import TrainableConfig, split
 
 ROOT = pathlib.Path(__file__).parents[2]
 TOKENS = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0, "initializer_range": 0.02, "use_cache": True, "attention_dropout": 0.0}
@@ -222,3 +223,32 @@ def test_a_preset_says_what_it_costs(name):
     assert figures == [float(f"{parameters * width / 1e9:.1f}") for width in (4, 8, 12)]
     assert "xretrieval import-llm " in comment
     assert "Licence: " in comment
+
+
+IN_README = {
+    "gemma3_270m": "Gemma 3 270M",
+    "gemma3_1b": "Gemma 3 1B",
+    "gemma3_4b": "Gemma 3 4B (text)",
+    "embeddinggemma_300m": "EmbeddingGemma 300M",
+    "gemma_2b": "Gemma 1 2B",
+    "gemma2_2b": "Gemma 2 2B",
+    "gemma2_9b": "Gemma 2 9B",
+    "qwen3_0p6b": "Qwen3 0.6B",
+    "qwen3_embedding_0p6b": "Qwen3-Embedding 0.6B",
+}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_readme_says_what_each_way_of_training_costs(name):
+    """Four bytes for each parameter and eight of moments for each that trains, with 1,024 units."""
+    line = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(f"| {IN_README[name]} |"))
+    config = dataclasses.replace(preset(name), num_units=1024)
+    figures = []
+    with jax.set_mesh(mesh_lib.make_mesh(devices=jax.devices()[:1])):
+        params = jax.eval_shape(lambda: tower.init(config, 0))
+        for trainable in (TrainableConfig(), TrainableConfig("lora", lora_rank=8), TrainableConfig("units")):
+            trained, frozen = jax.eval_shape(lambda params, t=trainable: split(t, config, params, 0), params)
+            size, still = (sum(x.size for x in part.values()) for part in (trained, frozen))
+            figures.append(f"{(12 * size + 4 * still) / 1e9:.1f} GB")
+    total = sum(x.size for x in params.values())
+    assert [cell.strip() for cell in line.split("|")[3:-1]] == [f"{total / 1e6:,.0f} M", *figures]

@@ -96,16 +96,13 @@ def gemma2() -> Family:
     return Family("gemma2", config, transformers.Gemma2ForCausalLM, True, "gemma", "model.", shard_size="150KB", changes=changes)
 
 
+def gemma3_text(**own) -> transformers.Gemma3TextConfig:
+    own = {"sliding_window": 9, "query_pre_attn_scalar": 16, "rope_parameters": TWO_BASES} | own
+    return transformers.Gemma3TextConfig(**SIZES, **GEMMA_IDS, num_hidden_layers=6, **own)
+
+
 def gemma3() -> Family:
-    config = transformers.Gemma3TextConfig(
-        **SIZES,
-        **GEMMA_IDS,
-        num_hidden_layers=6,
-        query_pre_attn_scalar=24,
-        sliding_window=9,
-        rope_parameters=TWO_BASES,
-        sliding_window_pattern=3,
-    )
+    config = gemma3_text(query_pre_attn_scalar=24, sliding_window_pattern=3)
     changes = (
         window_changes(9)
         | base_changes(TWO_BASES["full_attention"], TWO_BASES["sliding_attention"])
@@ -121,14 +118,7 @@ def gemma3_4b() -> Family:
     # A smaller base than the others': divided by 8, positions are so close that a large one hardly rotates.
     full = {"rope_type": "linear", "factor": 8.0, "rope_theta": 100.0}
     local = TWO_BASES["sliding_attention"]
-    text = transformers.Gemma3TextConfig(
-        **SIZES,
-        **GEMMA_IDS,
-        num_hidden_layers=6,
-        query_pre_attn_scalar=16,
-        sliding_window=9,
-        rope_parameters={"full_attention": full, "sliding_attention": local},
-    )
+    text = gemma3_text(rope_parameters={"full_attention": full, "sliding_attention": local})
     vision = transformers.SiglipVisionConfig(
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4, vision_use_head=False
     )
@@ -150,15 +140,7 @@ def gemma3_4b() -> Family:
 
 
 def embeddinggemma() -> Family:
-    config = transformers.Gemma3TextConfig(
-        **SIZES,
-        **GEMMA_IDS,
-        num_hidden_layers=6,
-        query_pre_attn_scalar=16,
-        sliding_window=16,
-        rope_parameters=TWO_BASES,
-        use_bidirectional_attention=True,
-    )
+    config = gemma3_text(sliding_window=16, use_bidirectional_attention=True)
     # The configuration takes the released number, 16, and holds half of it plus one, 9.
     changes = (
         window_changes(16, step=2)
