@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from small_run import settings
 
-from xretrieval import main
-from xretrieval.model import directory, tensors
+from xretrieval import main, tensors
+from xretrieval.model import directory
 
 FIXTURES = pathlib.Path(__file__).parent / "data/parity"
 GIN = "gin_configs/runs/from_llm.gin"

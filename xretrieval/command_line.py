@@ -8,8 +8,8 @@ from xretrieval.errors import UserError
 # gin name -> where it lives. A verb registers its own and lets a run file's bindings for the others pass.
 CONFIGURABLES = {
     "corpus": "xretrieval.demo.corpus:generate",
-    "fit_units": "xretrieval.units.tokenizer:fit",
-    "LogMelConfig": "xretrieval.units.frontend:LogMelConfig",
+    "fit_units": "xretrieval.units.fit:fit",
+    "LogMelConfig": "xretrieval.units.encoders.log_mel:LogMelConfig",
     "extract_units": "xretrieval.verbs:extract_units",
     "text_tokenizer": "xretrieval.data.build:text_tokenizer",
     "mixture": "xretrieval.verbs:mixture",

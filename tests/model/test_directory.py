@@ -14,7 +14,8 @@ from xretrieval.data.text_tokenizer import train_text_tokenizer
 from xretrieval.data.vocabulary import Vocabulary
 from xretrieval.errors import UserError
 from xretrieval.model import directory, pretrained, tower
-from xretrieval.units.frontend import LogMelConfig
+from xretrieval.units.encoders.encoder import Encoder
+from xretrieval.units.encoders.log_mel import LogMelConfig
 from xretrieval.units.tokenizer import UnitTokenizer
 
 UNITS = 11
@@ -34,9 +35,9 @@ def trained(tmp_path):
     """A model with units, as `export` writes it."""
     texts = ["eins zwei drei", "one two three", "[German speech] [German text]"]
     train_text_tokenizer(texts, str(tmp_path / "text.model"), None)
-    UnitTokenizer(LogMelConfig(), np.random.default_rng(0).standard_normal((UNITS, 8)).astype(np.float32), True, {}).save(
-        tmp_path / "units"
-    )
+    UnitTokenizer(
+        Encoder(LogMelConfig(), {}), np.random.default_rng(0).standard_normal((UNITS, LogMelConfig().width)).astype(np.float32), True, {}
+    ).save(tmp_path / "units")
     vocabulary = Vocabulary(tmp_path / "text.model", UNITS, "{language} {modality}:")
     config = tower.TowerConfig(**SMALL, text_size=vocabulary.text_size, num_units=UNITS)
     shapes = abstract(config, mesh_lib.make_mesh(devices=jax.devices()[:1]))

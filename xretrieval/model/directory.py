@@ -14,17 +14,19 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from xretrieval import tensors
 from xretrieval.data.vocabulary import Vocabulary
 from xretrieval.errors import UserError, read_json, write_json
-from xretrieval.model import tensors
-from xretrieval.model.tensors import Blocks
 from xretrieval.model.tower import Params, TowerConfig
+from xretrieval.tensors import Blocks
+from xretrieval.units.tokenizer import NAMES as UNIT_TOKENIZER_FILES
 from xretrieval.units.tokenizer import UnitTokenizer
 
 FORMAT_VERSION = 2
@@ -98,9 +100,6 @@ def write(
     tokenizer_file = "tokenizer.json" if vocabulary.tokenizer_file.suffix == ".json" or tokenizer[:1] == b"{" else "tokenizer.model"
     # All read before anything is replaced: they may come from this very folder.
     small = {"README.md": card.encode(), "NOTICE": notice.encode(), **(more_files or {}), tokenizer_file: tokenizer}
-    if unit_tokenizer_dir is not None:
-        for name in ("unit_tokenizer.json", "codebook.safetensors"):
-            small[f"unit_tokenizer/{name}"] = (pathlib.Path(unit_tokenizer_dir) / name).read_bytes()
     record = {
         "format_version": FORMAT_VERSION,
         "tower": dataclasses.asdict(config),
@@ -122,6 +121,7 @@ def write(
         record |= {"source": source, "prompts": dict(prompts or {})}
     try:
         _begin(out)
+        _place_unit_tokenizer(unit_tokenizer_dir, out / "unit_tokenizer")
         tensors.write(out / "model.safetensors", params, f"writing {out / 'model.safetensors'}")
         for name, content in small.items():
             (out / name).parent.mkdir(exist_ok=True)
@@ -136,11 +136,24 @@ def _begin(out: pathlib.Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "xretrieval.json.tmp").touch()
     (out / "xretrieval.json").unlink(missing_ok=True)
-    stale = ("tower.gin", "tokenizer.model", "tokenizer.json", "unit_tokenizer/unit_tokenizer.json", "unit_tokenizer/codebook.safetensors")
-    for path in (*(out / name for name in stale), *out.glob("LICENSE*")):
+    for path in (*(out / name for name in ("tower.gin", "tokenizer.model", "tokenizer.json")), *out.glob("LICENSE*")):
         path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # not there, or somebody's files are in it
-        (out / "unit_tokenizer").rmdir()
+
+
+def _place_unit_tokenizer(source: str | os.PathLike | None, target: pathlib.Path) -> None:
+    """Copies a unit tokenizer, unless it is the one of this very folder; without a source none stays. An encoder may be of gigabytes."""
+    if source is not None and target.exists() and target.samefile(source):
+        return
+    for name in UNIT_TOKENIZER_FILES:
+        (target / name).unlink(missing_ok=True)
+    if source is None:
+        with contextlib.suppress(OSError):  # not there, or somebody's files are in it
+            target.rmdir()
+        return
+    target.mkdir(exist_ok=True)
+    for name in UNIT_TOKENIZER_FILES:
+        if (pathlib.Path(source) / name).exists():
+            shutil.copyfile(pathlib.Path(source) / name, target / name)
 
 
 def describe(model_dir: str | os.PathLike) -> dict[str, Any]:

@@ -5,11 +5,11 @@ Two dialects are read: that of the released files (`rope_theta`, `rope_scaling`,
 is refused by name: a model that is nearly the LLM is worse than none.
 """
 
-import json
 import os
 from typing import Any
 
 from xretrieval.errors import UserError
+from xretrieval.huggingface_folder import Fields, read_fields
 from xretrieval.model.tower import TowerConfig
 
 _GEMMA = {"rms_norm_eps": 1e-6, "head_dim": 256, "max_position_embeddings": 8192, "rope_theta": 10_000.0, "vocab_size": 256_000}
@@ -62,55 +62,8 @@ _FIXED: dict[str, dict[str, Any]] = {
 _FIXED_EVERYWHERE = {"attention_bias": False, "mlp_bias": False, "is_causal": True, "partial_rotary_factor": 1.0}
 
 
-def read_copied(path: str | os.PathLike) -> Any:
-    """The content of a JSON file that the user copied.
-
-    Raises:
-      UserError: it is not there, or damaged.
-    """
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give the whole folder of a model") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: damaged ({error}); copy it again") from error
-
-
-def read_fields(path: str | os.PathLike) -> dict[str, Any]:
-    """The fields of a JSON file that the user copied; UserError where it is no such file."""
-    record = read_copied(path)
-    if not isinstance(record, dict):
-        raise UserError(f"{path}: it has no fields; copy it again")
-    return record
-
-
-class _Fields:
-    """The fields of a config, with defaults for those that are not there, and messages that name file and field."""
-
-    def __init__(self, path: str | os.PathLike, given: dict, defaults: dict, inside: str = ""):
-        self.path, self.given, self.defaults, self.inside = path, given, defaults, inside
-
-    def get(self, name: str) -> Any:
-        return self.given[name] if name in self.given else self.defaults.get(name)
-
-    def error(self, name: str, why: str, value: Any = None) -> UserError:
-        value = self.get(name) if value is None else value
-        return UserError(f"{self.path}: {self.inside}{name} = {value!s:.100}: {why}")
-
-    def whole(self, name: str) -> int:
-        value = self.get(name)
-        if type(value) is not int or value < 1:
-            raise self.error(name, "a whole number above 0 is needed; copy the file again")
-        return value
-
-    def number(self, name: str) -> float:
-        return self._positive(name, self.get(name))
-
-    def _positive(self, name: str, value: Any) -> float:
-        if type(value) not in (int, float) or not 0 < value < float("inf"):
-            raise self.error(name, "a number above 0 is needed; copy the file again", value)
-        return float(value)
+class _Fields(Fields):
+    """Of an LLM."""
 
     def rope(self, name: str, fields: Any, theta: str) -> tuple[float, float]:
         """Base and factor of one kind of layer."""
@@ -121,8 +74,8 @@ class _Fields:
             raise self.error(f"{name}.rope_type", "only default and linear are supported; give another model", kind)
         if fields.get("partial_rotary_factor", 1.0) != 1.0:
             raise self.error(f"{name}.partial_rotary_factor", "only 1.0 is supported; give another model", fields["partial_rotary_factor"])
-        base = self._positive(f"{name}.rope_theta" if "rope_theta" in fields else theta, fields.get("rope_theta", self.get(theta)))
-        return base, self._positive(f"{name}.factor", fields.get("factor")) if kind == "linear" else 1.0
+        base = self.positive(f"{name}.rope_theta" if "rope_theta" in fields else theta, fields.get("rope_theta", self.get(theta)))
+        return base, self.positive(f"{name}.factor", fields.get("factor")) if kind == "linear" else 1.0
 
 
 def read_config(path: str | os.PathLike) -> tuple[str, TowerConfig]:

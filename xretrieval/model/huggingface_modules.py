@@ -4,7 +4,7 @@ import pathlib
 from typing import NamedTuple
 
 from xretrieval.errors import UserError
-from xretrieval.model.huggingface_config import read_copied, read_fields
+from xretrieval.huggingface_folder import read_copied, read_fields
 
 
 class DenseFolder(NamedTuple):

@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from xretrieval import tensors
 from xretrieval.errors import UserError
-from xretrieval.model import tensors
+from xretrieval.huggingface_folder import Found, open_folder, take
 from xretrieval.model.embedding import padded_rows
-from xretrieval.model.huggingface_config import read_fields
 from xretrieval.model.huggingface_modules import DenseFolder
-from xretrieval.model.tensors import Blocks, Entry
 from xretrieval.model.tower import TowerConfig
+from xretrieval.tensors import Blocks
 
 _TABLE = "embed_tokens.weight"
 # Where the text model of a checkpoint may be: of a causal LM, of Gemma 3 with vision as released and as transformers 5 saves it, and bare.
@@ -26,16 +26,7 @@ _PREFIXES = ("model.", "language_model.model.", "model.language_model.", "langua
 _OUTPUT = "lm_head.weight"
 # Family -> what reads other than text.
 _OTHER_SENSES = {"gemma3": ("vision_tower.", "multi_modal_projector.")}
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _BLOCK_ROWS = 4096  # rows of the text table that are read at a time
-
-
-class Found(NamedTuple):
-    """A tensor of the source and the file it is in."""
-
-    path: pathlib.Path
-    name: str
-    entry: Entry
 
 
 class Weights(NamedTuple):
@@ -61,17 +52,17 @@ def read_weights(root: pathlib.Path, family: str, config: TowerConfig, dense: Se
       UserError: no safetensors; a file that is damaged, missing or not in the index; a tensor that is missing, unknown, of a wrong shape, or
         of a dtype that parameters do not have.
     """
-    found, files, ignored = _open_folder(root)
+    found, files, ignored = open_folder(root)
     prefix = _prefix(root, found)
     params: dict[str, Blocks] = {}
     used = set()
     for name, (pattern, shape, layers) in _layout(config).items():
-        members = [_take(root, found, prefix + pattern.format(i), shape) for i in range(layers or 1)]
+        members = [take(root, found, prefix + pattern.format(i), shape) for i in range(layers or 1)]
         used |= {member.name for member in members}
         params[name] = _text_table(members[0], config) if pattern == _TABLE else _stack(members, bool(layers))
     for i, head in enumerate(dense):
-        inside, head_files, head_ignored = _open_folder(head.folder)
-        member = _take(head.folder, inside, "linear.weight", (head.fan_out, head.fan_in))
+        inside, head_files, head_ignored = open_folder(head.folder)
+        member = take(head.folder, inside, "linear.weight", (head.fan_out, head.fan_in))
         params[f"dense.{i}.kernel_DE"] = _stack([member], False)
         files, ignored = files + head_files, ignored + head_ignored
         _refuse(inside, inside.keys() - {"linear.weight"}, "a dense head has linear.weight alone")
@@ -99,55 +90,6 @@ def left_out_kinds(names: Sequence[str]) -> list[str]:
     return [f"{name}* ({count} tensors)" if name.endswith(".") else name for name, count in sorted(counts.items())]
 
 
-def _open_folder(root: pathlib.Path) -> tuple[dict[str, Found], tuple[pathlib.Path, ...], tuple[pathlib.Path, ...]]:
-    """The tensors of a folder by name, the files they are in, and files of tensors that are not read."""
-    there = sorted(path for path in root.iterdir() if path.is_file()) if root.is_dir() else []
-    files = [path for path in there if path.suffix == ".safetensors"]
-    others = [path for path in there if path.suffix in PICKLES]
-    if not files and others:
-        raise UserError(f"{others[0]}: a pickle may run any program when it is read; save the model as safetensors")
-    if not files:
-        raise UserError(f"{root}: no *.safetensors there; give the folder of a model")
-    # As the reference implementation chooses: one file of this name, or those of the index.
-    index = root / "model.safetensors.index.json"
-    if root / "model.safetensors" in files:
-        chosen = [root / "model.safetensors"]
-    elif index.exists():
-        chosen = [root / name for name in sorted(set(_places(index).values()))]
-    else:
-        chosen = files
-    found: dict[str, Found] = {}
-    for path in chosen:
-        if not path.exists():
-            raise UserError(f"{path}: not there, but {index.name} names it; copy it too")
-        for name, entry in tensors.header(path).items():
-            if name in found:
-                raise UserError(f"{path}: tensor {name} is in {found[name].path.name} too; remove the file that does not belong")
-            found[name] = Found(path, name, entry)
-    others += [path for path in files if path not in chosen]
-    if index.exists() and root / "model.safetensors" not in files:
-        _check_index(index, found)
-        chosen.append(index)
-    return found, tuple(chosen), tuple(others)
-
-
-def _places(index: pathlib.Path) -> dict[str, str]:
-    places = read_fields(index).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(name, str) and pathlib.Path(name).name == name for name in places.values()):
-        raise UserError(f"{index}: weight_map must name the file of each tensor, in the same folder; copy the file again")
-    return places
-
-
-def _check_index(index: pathlib.Path, found: dict[str, Found]) -> None:
-    places = _places(index)
-    for name in sorted(places.keys() | found.keys()):
-        place = found[name].path.name if name in found else "no file"
-        if places.get(name, "no file") != place:
-            raise UserError(
-                f"{index}: tensor {name} is in {places.get(name, 'no file')} by the index and in {place} in fact; copy all files again"
-            )
-
-
 def _prefix(root: pathlib.Path, found: dict[str, Found]) -> str:
     prefixes = [prefix for prefix in _PREFIXES if prefix + _TABLE in found]
     if len(prefixes) != 1:
@@ -155,19 +97,6 @@ def _prefix(root: pathlib.Path, found: dict[str, Found]) -> str:
         names = ", ".join(prefix + _TABLE for prefix in prefixes or _PREFIXES)
         raise UserError(f"{root}: tensor {_TABLE} {what}{names}; give another model")
     return prefixes[0]
-
-
-def _take(root: pathlib.Path, found: dict[str, Found], name: str, shape: tuple[int, ...]) -> Found:
-    if name not in found:
-        raise UserError(
-            f"{root}: tensor {name} is missing in its *.safetensors; config.json wants it, in shape {list(shape)}: copy all files again"
-        )
-    member = found[name]
-    if member.entry.shape != shape:
-        raise UserError(
-            f"{member.path}: tensor {name} has shape {list(member.entry.shape)}, config.json wants {list(shape)}; copy both again"
-        )
-    return member
 
 
 def _layout(config: TowerConfig) -> dict[str, tuple[str, tuple[int, ...], int]]:

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from xretrieval.data.vocabulary import Vocabulary
 from xretrieval.errors import UserError, read_json
+from xretrieval.huggingface_folder import read_fields
 from xretrieval.model import directory
-from xretrieval.model.huggingface_config import read_config, read_fields
+from xretrieval.model.huggingface_config import read_config
 from xretrieval.model.huggingface_modules import read_modules
 from xretrieval.model.huggingface_weights import Weights, count, read_weights
 from xretrieval.model.tower import TowerConfig

@@ -10,10 +10,11 @@ import numpy as np
 import optax
 
 from xretrieval import mesh as mesh_lib
+from xretrieval import tensors
 from xretrieval.data import plan as plan_lib
 from xretrieval.data.pipeline import BatchPipeline, TaskData
 from xretrieval.errors import UserError, read_json, write_json
-from xretrieval.model import directory, tensors, tower
+from xretrieval.model import directory, tower
 from xretrieval.model.embedding import check_lookup
 from xretrieval.model.unit_rows import UnitInit, text_statistics, unit_rows
 from xretrieval.train import checkpoint

@@ -1,163 +1,120 @@
 """The unit tokenizer artefact: sound to unit IDs, with a fingerprint that a model remembers.
 
-A folder with `unit_tokenizer.json` (front end, codebook size, deduplication, what it was fitted on) and `codebook.safetensors`.
+A folder with `unit_tokenizer.json` (codebook size, deduplication, what it was fitted on), `codebook.safetensors` and the encoder's own files
+(`encoders/files.py`): nothing else is needed to make the same IDs elsewhere.
 """
 
-import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 
-from xretrieval.corpora.audio import load_audio
-from xretrieval.corpora.manifest import Utterance, manifest_path, read_manifest
+from xretrieval import tensors
 from xretrieval.errors import UserError
-from xretrieval.progress import track
-from xretrieval.units import frontend, kmeans
+from xretrieval.units import kmeans
+from xretrieval.units.encoders import files
+from xretrieval.units.encoders.encoder import Encoder
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+NAMES = ("unit_tokenizer.json", "codebook.safetensors", *files.NAMES)
 
 
 @dataclasses.dataclass(frozen=True)
 class UnitTokenizer:
-    """Turns 16 kHz mono sound into unit IDs in [0, K)."""
+    """Turns 16 kHz mono sound into unit IDs in [0, K).
 
-    frontend: frontend.LogMelConfig
+    Attributes:
+      encoder: sound to features.
+      codebook_KW: float32 centroids.
+      collapse_repeats: whether a run of one unit counts once.
+      fitted_on: what the codebook was made from.
+    """
+
+    encoder: Encoder
     codebook_KW: np.ndarray
     collapse_repeats: bool
-    fitted_on: dict
+    fitted_on: Mapping[str, Any]
+
+    def __post_init__(self):
+        width = self.encoder.config.width
+        if self.codebook_KW.ndim != 2 or self.codebook_KW.shape[1] != width:
+            raise UserError(f"codebook of shape {list(self.codebook_KW.shape)}: the encoder's features are {width} wide")
 
     @property
     def num_units(self) -> int:
         return self.codebook_KW.shape[0]
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """sha256 of everything that decides which IDs a recording gets."""
-        identity = {
-            "encoder": "log_mel",
-            "frontend_version": frontend.FRONTEND_VERSION,
-            "frontend": dataclasses.asdict(self.frontend),
-            "collapse_repeats": self.collapse_repeats,
-        }
+        identity = {"encoder": self.encoder.fingerprint, "collapse_repeats": self.collapse_repeats, "shape": self.codebook_KW.shape}
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
         digest.update(np.ascontiguousarray(self.codebook_KW, "<f4").tobytes())
         return digest.hexdigest()
 
+    def frame_units(self, sounds: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """One unit ID a frame, int32 [F] each, of float32 [T] samples each at 16 kHz mono."""
+        features = self.encoder.features(sounds)
+        units_N = kmeans.assign(np.concatenate(features), self.codebook_KW) if features else np.empty(0, np.int32)
+        return np.split(units_N, np.cumsum([len(x_FW) for x_FW in features])[:-1])
+
+    def encode_all(self, sounds: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Unit IDs, int32 [F] each (fewer where repeats collapse), of float32 [T] samples each at 16 kHz mono.
+
+        An utterance's IDs do not depend on the others.
+        """
+        units = self.frame_units(sounds)
+        if not self.collapse_repeats:
+            return units
+        return [units_F[np.r_[True, units_F[1:] != units_F[:-1]]] for units_F in units]
+
     def encode(self, samples_T: np.ndarray) -> np.ndarray:
-        """Unit IDs, int32 [F] (fewer where repeats collapse), of float32 [T] samples at 16 kHz mono."""
-        units_F = kmeans.assign(frontend.features(samples_T, self.frontend), self.codebook_KW)
-        return units_F[np.r_[True, units_F[1:] != units_F[:-1]]] if self.collapse_repeats else units_F
+        """Unit IDs of one utterance, as `encode_all`."""
+        return self.encode_all([samples_T])[0]
 
     def save(self, directory: str | os.PathLike) -> None:
-        """Writes the folder; the JSON comes last, so a folder with one is whole."""
+        """Writes the folder; `unit_tokenizer.json` comes last, so a folder with one is whole."""
         path = pathlib.Path(directory)
-        path.mkdir(parents=True, exist_ok=True)
-        (path / "codebook.safetensors").write_bytes(safetensors.numpy.save({"codebook": np.ascontiguousarray(self.codebook_KW)}))
+        (path / "unit_tokenizer.json").unlink(missing_ok=True)
+        files.save(self.encoder, path)
+        tensors.write(path / "codebook.safetensors", {"codebook": np.ascontiguousarray(self.codebook_KW, np.float32)})
         record = {
             "format_version": FORMAT_VERSION,
-            "encoder": "log_mel",
-            "frontend_version": frontend.FRONTEND_VERSION,
-            "frontend": dataclasses.asdict(self.frontend),
-            "frame_rate": self.frontend.frame_rate,
+            "encoder": self.encoder.fingerprint,
+            "frame_rate": self.encoder.frame_rate,
+            "codebook": files.file_hash(path / "codebook.safetensors"),
             "num_units": self.num_units,
             "collapse_repeats": self.collapse_repeats,
-            "fitted_on": self.fitted_on,
+            "fitted_on": dict(self.fitted_on),
             "fingerprint": self.fingerprint,
         }
-        temporary = path / "unit_tokenizer.json.tmp"
-        temporary.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
-        os.replace(temporary, path / "unit_tokenizer.json")
+        files.write_sealed(path / "unit_tokenizer.json", record)
 
     @classmethod
     def load(cls, directory: str | os.PathLike) -> "UnitTokenizer":
-        """Reads the folder and checks that the codebook is the one the JSON was written with."""
+        """Reads the folder.
+
+        Raises:
+          UserError: there is none, a byte of it was changed, or another version of xretrieval made it.
+        """
         path = pathlib.Path(directory)
         description = path / "unit_tokenizer.json"
         if not description.exists():
             raise UserError(f"{description}: no unit tokenizer there; make one with `xretrieval units fit`")
-        try:
-            record = json.loads(description.read_text())
-            codebook_KW = safetensors.numpy.load_file(path / "codebook.safetensors")["codebook"]
-        except (ValueError, KeyError, OSError, safetensors.SafetensorError) as error:
-            raise UserError(f"{path}: the unit tokenizer is damaged ({error}); fit it again or copy it again") from error
-        if record["format_version"] != FORMAT_VERSION or record["frontend_version"] != frontend.FRONTEND_VERSION:
+        record = files.read_sealed(description)
+        if record.get("format_version") != FORMAT_VERSION:
             raise UserError(f"{description}: made by another version of xretrieval; fit it again with `xretrieval units fit`")
-        config = frontend.LogMelConfig(**record["frontend"])
-        tokenizer = cls(config, codebook_KW, record["collapse_repeats"], record["fitted_on"])
-        if tokenizer.fingerprint != record["fingerprint"]:
-            raise UserError(f"{path}: codebook.safetensors is not the one that unit_tokenizer.json describes; copy the folder again")
+        codebook = path / "codebook.safetensors"
+        if not codebook.exists() or files.file_hash(codebook) != record["codebook"]:
+            raise UserError(f"{codebook}: not the one that unit_tokenizer.json describes; copy the folder again")
+        encoder = files.load(path)
+        tokenizer = cls(encoder, np.array(tensors.mapped(codebook)["codebook"]), record["collapse_repeats"], record["fitted_on"])
+        if encoder.fingerprint != record["encoder"] or tokenizer.fingerprint != record["fingerprint"]:
+            raise UserError(f"{path}: encoder.json is not of the encoder that unit_tokenizer.json describes; copy the folder again")
         return tokenizer
-
-
-def sample_utterances(utterances: Sequence[Utterance], per_language: int, seed: int) -> list[Utterance]:
-    """At most `per_language` utterances of each language, so that no language owns the codebook."""
-    rng = np.random.default_rng(seed)
-    chosen: list[Utterance] = []
-    for language in sorted({u.language for u in utterances}):
-        pool = [u for u in utterances if u.language == language]
-        chosen += [pool[i] for i in np.sort(rng.permutation(len(pool))[:per_language])]
-    return chosen
-
-
-def fit(
-    manifest: str,
-    out_dir: str,
-    num_units: int = 256,
-    utterances_per_language: int = 150,
-    iterations: int = 40,
-    collapse_repeats: bool = True,
-    frontend_config: frontend.LogMelConfig = frontend.LogMelConfig(),
-    seed: int = 0,
-) -> UnitTokenizer:
-    """Fits the codebook on a sample of a training manifest and writes the artefact to `out_dir`.
-
-    An artefact that is there, fitted on the same manifest with the same settings, is returned as it is.
-
-    Args:
-      manifest: path of the training manifest; languages that are to stay unseen must not be in it.
-      out_dir: folder of the unit tokenizer.
-      num_units: K, the number of clusters.
-      utterances_per_language: size of the sample.
-      iterations: most Lloyd iterations.
-      collapse_repeats: whether a run of one unit counts once.
-      frontend_config: the front end.
-      seed: of the sample and of the seeding.
-    """
-    utterances = [u for u in read_manifest(manifest) if u.audio]
-    settings = [num_units, utterances_per_language, iterations, collapse_repeats, dataclasses.asdict(frontend_config), seed]
-    digest = hashlib.sha256(manifest_path(manifest).read_bytes())
-    digest.update(json.dumps(settings, sort_keys=True).encode())
-    if (pathlib.Path(out_dir).parent / "xretrieval.json").exists():
-        raise UserError(
-            f"{out_dir}: belongs to a trained model; leave `units fit` out to use it, or set fit_units.out_dir to another folder"
-        )
-    with contextlib.suppress(UserError):  # none there, or one whose refit was interrupted
-        existing = UnitTokenizer.load(out_dir)
-        if existing.fitted_on.get("key") == digest.hexdigest():
-            return existing
-    if not utterances:
-        raise UserError(f"{manifest}: no recordings in it to fit units on")
-    chosen = sample_utterances(utterances, utterances_per_language, seed)
-    frames = [
-        frontend.features(load_audio(u.recording, u.start, u.duration), frontend_config)
-        for u in track(chosen, len(chosen), "features for k-means")
-    ]
-    counts = {language: sum(u.language == language for u in chosen) for language in sorted({u.language for u in chosen})}
-    codebook_KW, history = kmeans.fit(np.concatenate(frames), num_units, iterations, seed)
-    fitted_on = {
-        "key": digest.hexdigest(),
-        "utterances_by_language": counts,
-        "frames": int(sum(map(len, frames))),
-        "mean_squared_distance": [round(value, 6) for value in history],
-        "seed": seed,
-    }
-    tokenizer = UnitTokenizer(frontend_config, codebook_KW, collapse_repeats, fitted_on)
-    tokenizer.save(out_dir)
-    return tokenizer

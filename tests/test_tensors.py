@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from xretrieval import tensors
 from xretrieval.errors import UserError
-from xretrieval.model import tensors
-from xretrieval.model.tensors import Blocks
+from xretrieval.tensors import Blocks
 
 RNG = np.random.default_rng(0)
 ARRAYS = {

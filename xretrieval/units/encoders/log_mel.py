@@ -1,26 +1,25 @@
-"""The log-mel front end: samples to normalised, stacked cepstra at the unit rate. No weights.
+"""The log-mel encoder: samples to normalised, stacked cepstra at the unit rate. No weights.
 
 Framing, mel filters (HTK scale, triangular, unit peak) and DCT-II (orthonormal) are those of textbook MFCC; the cepstra of every
 utterance are normalised to zero mean and unit variance, which removes most of a voice's colour and of a recording's level.
 """
 
 import dataclasses
-import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
-from xretrieval.errors import UserError
-
-SAMPLING_RATE = 16_000
-# Raised whenever the numbers below change meaning: it is part of a unit tokenizer's fingerprint.
-FRONTEND_VERSION = 1
+from xretrieval.units.encoders.encoder import SAMPLING_RATE, EncoderConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class LogMelConfig:
+class LogMelConfig(EncoderConfig):
     """`stack` frames of `hop` samples make one stacked frame: 16,000 / 320 / 4 = 12.5 a second."""
+
+    family: ClassVar[str] = "log_mel"
 
     window: int = 400
     hop: int = 320
@@ -40,6 +39,16 @@ class LogMelConfig:
     def width(self) -> int:
         """Values of one stacked frame."""
         return self.cepstra * (2 if self.deltas else 1) * self.stack
+
+    def windows(self, samples: int) -> int:
+        """Frames before stacking; 0 where the utterance is shorter than a window."""
+        return max(0, (samples - self.window) // self.hop + 1)
+
+    def frames(self, samples: int) -> int:
+        return -(-self.windows(samples) // self.stack)
+
+    def network(self, rngs: nnx.Rngs) -> nnx.Module:
+        return LogMel(self)
 
 
 def mel_filters(config: LogMelConfig) -> np.ndarray:
@@ -64,10 +73,22 @@ def dct_matrix(config: LogMelConfig) -> np.ndarray:
     return matrix.astype(np.float32)
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def _padded_features(samples_T: jax.Array, num_frames: jax.Array, config: LogMelConfig) -> jax.Array:
-    """Features of a zero-padded utterance, [F // stack, width]; only the first `num_frames` frames are sound."""
-    max_frames = (samples_T.shape[0] - config.window) // config.hop + 1
+class LogMel(nnx.Module):
+    """See `EncoderConfig.network`."""
+
+    def __init__(self, config: LogMelConfig):
+        self.config = config
+
+    def __call__(self, samples_BT: jax.Array, lengths_B: jax.Array, keep: bool = False) -> tuple[jax.Array, jax.Array | None]:
+        config = self.config
+        frames_B = (lengths_B - config.window) // config.hop + 1
+        x_BFW = jnp.stack([_features(samples_BT[row], frames_B[row], config) for row in range(samples_BT.shape[0])])
+        return x_BFW, x_BFW[None] if keep else None
+
+
+def _features(samples_T: jax.Array, num_frames: jax.Array, config: LogMelConfig) -> jax.Array:
+    """Features of a zero-padded utterance, [F, width]; only the first `num_frames` frames before stacking are sound."""
+    max_frames = config.windows(samples_T.shape[0])
     starts_F = np.arange(max_frames)[:, None] * config.hop + np.arange(config.window)[None, :]
     frames_FT = samples_T[starts_F] * np.hanning(config.window + 1)[:-1].astype(np.float32)
     power = jnp.abs(jnp.fft.rfft(frames_FT, n=config.fft)) ** 2
@@ -81,7 +102,7 @@ def _padded_features(samples_T: jax.Array, num_frames: jax.Array, config: LogMel
         delta_FW = jnp.einsum("fkw,k->fw", x_FW[index_F], np.arange(-2, 3, dtype=np.float32) / 10.0)
         x_FW = jnp.concatenate([x_FW, _normalise(delta_FW, valid_F1, num_frames)], axis=1)
     # A last stack that is not full repeats the last frame.
-    blocks = max_frames // config.stack
+    blocks = config.frames(samples_T.shape[0])
     x_FW = x_FW[jnp.minimum(jnp.arange(blocks * config.stack), num_frames - 1)]
     return x_FW.reshape(blocks, config.width)
 
@@ -90,29 +111,3 @@ def _normalise(x_FW: jax.Array, valid_F1: jax.Array, num_frames: jax.Array) -> j
     mean_W = jnp.sum(jnp.where(valid_F1, x_FW, 0.0), axis=0) / num_frames
     centred_FW = jnp.where(valid_F1, x_FW - mean_W, 0.0)
     return centred_FW / jnp.sqrt(jnp.sum(centred_FW**2, axis=0) / num_frames + 1e-5)
-
-
-def features(samples_T: np.ndarray, config: LogMelConfig) -> np.ndarray:
-    """Stacked, per-utterance normalised cepstra of one utterance.
-
-    The utterance is padded to a length bucket that depends on its own length alone, so its features do not depend on its neighbours.
-
-    Args:
-      samples_T: float32 [T], 16 kHz mono, at least one window long.
-      config: the front end.
-
-    Returns:
-      float32 [ceil(frames / stack), config.width].
-
-    Raises:
-      UserError: fewer samples than one window.
-    """
-    if samples_T.ndim != 1 or samples_T.shape[0] < config.window:
-        raise UserError(f"{samples_T.shape[0]} samples of sound are less than one window of {config.window}: the recording is too short")
-    num_frames = (samples_T.shape[0] - config.window) // config.hop + 1
-    frames_in_a_bucket = 2 * SAMPLING_RATE // config.hop // config.stack * config.stack
-    buckets = -(-num_frames // frames_in_a_bucket)
-    padded = np.zeros((buckets * frames_in_a_bucket - 1) * config.hop + config.window, np.float32)
-    padded[: samples_T.shape[0]] = samples_T[: padded.shape[0]]
-    out_FW = _padded_features(padded, np.int32(num_frames), config)
-    return np.asarray(out_FW)[: -(-num_frames // config.stack)]

@@ -1,0 +1,122 @@
+"""`units fit`: the codebook of a unit tokenizer, from a sample of recordings that no language or source owns."""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from xretrieval.corpora.audio import load_audio
+from xretrieval.corpora.manifest import Utterance, manifest_path, read_manifest
+from xretrieval.errors import UserError
+from xretrieval.progress import track
+from xretrieval.units import kmeans
+from xretrieval.units.encoders import files
+from xretrieval.units.encoders.encoder import Encoder, EncoderConfig
+from xretrieval.units.encoders.log_mel import LogMelConfig
+from xretrieval.units.tokenizer import UnitTokenizer
+
+_WINDOW = 64  # utterances that are encoded at once
+
+
+def sample_utterances(utterances: Sequence[Utterance], per_language: int, seed: int) -> list[Utterance]:
+    """At most `per_language` utterances of each language, so that no language owns the codebook."""
+    rng = np.random.default_rng(seed)
+    chosen: list[Utterance] = []
+    for language in sorted({u.language for u in utterances}):
+        pool = [u for u in utterances if u.language == language]
+        chosen += [pool[i] for i in np.sort(rng.permutation(len(pool))[:per_language])]
+    return chosen
+
+
+def open_encoder(encoder: EncoderConfig | str, average: int) -> Encoder:
+    """The encoder that `units fit` is given: a config without weights, or the folder of an imported one."""
+    if isinstance(encoder, EncoderConfig):
+        return Encoder(encoder, {}, average)
+    loaded = files.load(encoder)
+    return loaded if average == 1 else Encoder(loaded.config, loaded.params, average, loaded.source)
+
+
+def features_of(encoder: Encoder, utterances: Sequence[Utterance]) -> Iterator[np.ndarray]:
+    """Features of each utterance, float32 [F, D]."""
+    for first in track(range(0, len(utterances), _WINDOW), -(-len(utterances) // _WINDOW), "features for k-means"):
+        window = utterances[first : first + _WINDOW]
+        yield from encoder.features([load_audio(u.recording, u.start, u.duration) for u in window])
+
+
+def fit(
+    manifest: str | Sequence[str],
+    out_dir: str,
+    num_units: int = 256,
+    utterances_per_language: int = 150,
+    iterations: int = 40,
+    collapse_repeats: bool = True,
+    encoder: EncoderConfig | str = LogMelConfig(),
+    average: int = 1,
+    max_frames: int = 2_000_000,
+    seed: int = 0,
+) -> UnitTokenizer:
+    """Fits the codebook on a sample of training manifests and writes the artefact to `out_dir`.
+
+    An artefact that is there, fitted on the same manifests with the same settings, is returned as it is.
+
+    Args:
+      manifest: a training manifest, or several, one a source; languages that are to stay unseen must not be in them.
+      out_dir: folder of the unit tokenizer.
+      num_units: K, the number of clusters.
+      utterances_per_language: size of the sample, of each language of each source.
+      iterations: most Lloyd iterations.
+      collapse_repeats: whether a run of one unit counts once.
+      encoder: `@LogMelConfig()`, or the folder of an encoder that `units import-encoder` wrote.
+      average: frames that are averaged to one before clustering; 2 makes 25 Hz, the paper's rate, of 50 Hz.
+      max_frames: of the sample; more are an error, not a crop.
+      seed: of the sample and of the seeding.
+    """
+    manifests = [manifest] if isinstance(manifest, str) else list(manifest)
+    chosen_encoder = open_encoder(encoder, average)
+    settings = [num_units, utterances_per_language, iterations, collapse_repeats, chosen_encoder.fingerprint, seed]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for path in manifests:
+        digest.update(manifest_path(path).read_bytes())
+    if (pathlib.Path(out_dir).parent / "xretrieval.json").exists():
+        raise UserError(
+            f"{out_dir}: belongs to a trained model; leave `units fit` out to use it, or set fit_units.out_dir to another folder"
+        )
+    with contextlib.suppress(UserError):  # none there, or one whose refit was interrupted
+        existing = UnitTokenizer.load(out_dir)
+        if existing.fitted_on.get("key") == digest.hexdigest():
+            return existing
+    chosen: list[Utterance] = []
+    for number, path in enumerate(manifests):
+        recordings = [u for u in read_manifest(path) if u.audio]
+        if not recordings:
+            raise UserError(f"{path}: no recordings in it to fit units on")
+        chosen += sample_utterances(recordings, utterances_per_language, seed + number)
+    frames = list(_within(features_of(chosen_encoder, chosen), max_frames, os.fspath(manifests[0])))
+    counts = {language: sum(u.language == language for u in chosen) for language in sorted({u.language for u in chosen})}
+    codebook_KW, history = kmeans.fit(np.concatenate(frames), num_units, iterations, seed)
+    fitted_on = {
+        "key": digest.hexdigest(),
+        "utterances_by_language": counts,
+        "frames": int(sum(map(len, frames))),
+        "mean_squared_distance": [round(value, 6) for value in history],
+        "seed": seed,
+    }
+    tokenizer = UnitTokenizer(chosen_encoder, codebook_KW, collapse_repeats, fitted_on)
+    tokenizer.save(out_dir)
+    return tokenizer
+
+
+def _within(features: Iterator[np.ndarray], max_frames: int, manifest: str) -> Iterator[np.ndarray]:
+    found = 0
+    for x_FW in features:
+        found += len(x_FW)
+        if found > max_frames:
+            raise UserError(
+                f"{manifest}: its sample has more than fit_units.max_frames = {max_frames} frames; lower fit_units.utterances_per_language, or "
+                f"raise fit_units.max_frames if memory holds them"
+            )
+        yield x_FW
