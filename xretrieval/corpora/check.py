@@ -4,15 +4,13 @@ import collections
 import concurrent.futures
 import dataclasses
 import os
-import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from rich.console import Console
 from rich.table import Table
 
-from xretrieval.corpora import manifest as manifests
 from xretrieval.corpora.audio import SoundInfo, inspect_audio, locate_segment
-from xretrieval.corpora.manifest import Utterance
+from xretrieval.corpora.manifest import Utterance, duplicate, scan
 from xretrieval.errors import UserError
 from xretrieval.progress import track
 
@@ -59,11 +57,16 @@ def check_manifest(path: str | os.PathLike, probe_audio: bool = True) -> Report:
     """
     problems: dict[int, str] = {}
     utterances: dict[int, Utterance] = {}
-    for number, result in _lines(path):
-        if isinstance(result, Utterance):
-            utterances[number] = result
+    line_of_id: dict[str, int] = {}
+    for line, found in scan(path):
+        if isinstance(found, str):
+            problems[line.number] = found
+            continue
+        first = line_of_id.setdefault(found.id, line.number)
+        if first == line.number:
+            utterances[line.number] = found
         else:
-            problems[number] = result
+            problems[line.number] = duplicate(found.id, first)
     sounds = _inspect({u.audio for u in utterances.values() if u.audio}, probe_audio)
     tallies: dict[tuple[str, str], Tally] = collections.defaultdict(Tally)
     warnings: dict[int, str] = {}
@@ -86,25 +89,6 @@ def check_manifest(path: str | os.PathLike, probe_audio: bool = True) -> Report:
         warnings=[f"{path}:{number}: {warnings[number]}" for number in sorted(warnings)] + _leaks(path, utterances.values()),
         tallies=dict(sorted(tallies.items())),
     )
-
-
-def _lines(path: str | os.PathLike) -> Iterator[tuple[int, Utterance | str]]:
-    """(line number, the utterance or what is wrong with it), through the validator of `read_manifest`."""
-    path = pathlib.Path(path)
-    folder = os.path.abspath(path.parent)
-    line_of_id: dict[str, int] = {}
-    for number, row in manifests._rows(path):
-        if isinstance(row, str):
-            yield number, row
-            continue
-        try:
-            utterance = manifests._utterance(row, folder, path.stem)
-        except (ValueError, UserError) as error:
-            yield number, str(error)
-            continue
-        first = line_of_id.setdefault(utterance.id, number)
-        duplicate = f"field id: {utterance.id!r} is already the id of line {first}; give each utterance its own"
-        yield number, utterance if first == number else duplicate
 
 
 def _inspect(files: set[str], probe_audio: bool) -> dict[str, SoundInfo | UserError | None]:

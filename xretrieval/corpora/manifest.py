@@ -2,15 +2,17 @@
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import math
 import os
 import pathlib
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from xretrieval.corpora.manifest_lines import Line, lines, lines_at
 from xretrieval.errors import UserError
 from xretrieval.languages import language
 
@@ -99,23 +101,17 @@ def read_manifest(path: str | os.PathLike) -> list[Utterance]:
 
 def check_manifest(path: str | os.PathLike) -> tuple[list[Utterance], list[str]]:
     """As `read_manifest`, but returns the good utterances beside a message for each bad line."""
-    path = manifest_path(path)
     utterances: list[Utterance] = []
     problems: list[str] = []
     line_of_id: dict[str, int] = {}
-    folder = os.path.abspath(path.parent)
-    for number, row in _rows(path):
-        try:
-            if isinstance(row, str):
-                raise ValueError(row)
-            utterance = _utterance(row, folder, path.stem)
-            first = line_of_id.setdefault(utterance.id, number)
-            if first != number:
-                raise ValueError(f"field id: {utterance.id!r} is already the id of line {first}; give each utterance its own")
-        except (ValueError, UserError) as error:
-            problems.append(f"{path}:{number}: {error}")
-        else:
-            utterances.append(utterance)
+    for line, found in scan(path):
+        if isinstance(found, Utterance):
+            first = line_of_id.setdefault(found.id, line.number)
+            if first == line.number:
+                utterances.append(found)
+                continue
+            found = duplicate(found.id, first)
+        problems.append(f"{manifest_path(path)}:{line.number}: {found}")
     return utterances, problems
 
 
@@ -149,53 +145,51 @@ def _portable(audio: str | None, folder: str) -> str | None:
     return os.path.relpath(audio, folder)
 
 
-def _rows(path: pathlib.Path) -> Iterator[tuple[int, dict | str]]:
-    """(line number, fields or what is wrong with the line)"""
-    if path.suffix not in (".jsonl", ".tsv"):
-        raise UserError(
-            f"{path}: a manifest ends in .jsonl (one JSON object a line) or .tsv (with a header row); rename or convert the file"
-        )
-    parse = _tsv_rows if path.suffix == ".tsv" else _jsonl_rows
+def scan(path: str | os.PathLike) -> Iterator[tuple[Line, Utterance | str]]:
+    """Every line with its utterance, or with what is wrong with it, one at a time. Two lines of one id are not noticed.
+
+    Raises:
+      UserError: the manifest itself cannot be read.
+    """
+    path = manifest_path(path)
+    folder = os.path.abspath(path.parent)
+    for line in lines(path, functools.partial(_check_header, path)):
+        yield line, _parsed(line.row, folder, path.stem)
+
+
+def read_at(path: str | os.PathLike, offsets: Sequence[int]) -> list[Utterance]:
+    """The utterances whose lines begin at `offsets`, as `scan` gave them.
+
+    Raises:
+      UserError: the manifest was changed meanwhile.
+    """
+    path = manifest_path(path)
+    found = [_parsed(row, os.path.abspath(path.parent), path.stem) for row in lines_at(path, offsets)]
+    if not all(isinstance(utterance, Utterance) for utterance in found):
+        raise UserError(f"{path}: changed while it was read; run the same command again")
+    return found  # type: ignore[return-value]
+
+
+def _parsed(row: dict | str, folder: str, default_split: str) -> Utterance | str:
+    if isinstance(row, str):
+        return row
     try:
-        with open(path, encoding="utf-8-sig", newline="\n") as file:
-            yield from parse(path, file)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a manifest") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save the manifest as UTF-8") from error
+        return _utterance(row, folder, default_split)
+    except (ValueError, UserError) as error:
+        return str(error)
 
 
-def _jsonl_rows(path: pathlib.Path, lines: Iterable[str]) -> Iterator[tuple[int, dict | str]]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            yield number, f"not JSON ({error.msg} at column {error.colno}); each line holds one whole object"
-            continue
-        yield number, row if isinstance(row, dict) else 'not a JSON object; each line holds one, such as {"id": …, "audio": …}'
+def duplicate(id_: str, first: int) -> str:
+    """What is wrong with a line whose id is that of line `first`."""
+    return f"field id: {id_!r} is already the id of line {first}; give each utterance its own"
 
 
-def _tsv_rows(path: pathlib.Path, lines: Iterable[str]) -> Iterator[tuple[int, dict | str]]:
-    header: list[str] | None = None
-    for number, line in enumerate(lines, start=1):
-        cells = line.rstrip("\r\n").split("\t")
-        if header is None:
-            header = [cell.strip() for cell in cells]
-            for name in header:
-                _check_field(name, f"{path}:1: ")
-            for name in _REQUIRED:
-                if name not in header:
-                    raise UserError(f"{path}:1: the header row lacks the column {name!r}; a manifest needs at least {', '.join(_REQUIRED)}")
-            continue
-        if cells == [""]:
-            continue
-        if len(cells) != len(header):
-            yield number, f"{len(cells)} cells where the header row has {len(header)}; separate them by tabs, and keep tabs out of the text"
-            continue
-        row = {name: cell if cell else None for name, cell in zip(header, cells, strict=True)}
-        yield number, row | {"text": row["text"] or ""}
+def _check_header(path: pathlib.Path, header: Sequence[str]) -> None:
+    for name in header:
+        _check_field(name, f"{path}:1: ")
+    for name in _REQUIRED:
+        if name not in header:
+            raise UserError(f"{path}:1: the header row lacks the column {name!r}; a manifest needs at least {', '.join(_REQUIRED)}")
 
 
 def _check_field(name: str, where: str = "") -> None:
