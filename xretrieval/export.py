@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pathlib
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -31,12 +32,15 @@ Trained for {step} steps on: {languages}. {origin}
     retriever.encode_speech(["question.wav"], "de_de") @ retriever.encode_text(["Montag, Juli und Euro"], "de_de").T
 """
 
-OWN_NOTICE = """model.safetensors, the text tokenizer, unit_tokenizer/: trained by the user of xretrieval from the user's own data; no part of another's
-weights is in them. The licence of the training data applies as its owner says.
+OWN_NOTICE = """model.safetensors, the text tokenizer, the codebook in unit_tokenizer/: trained by the user of xretrieval from the user's own data; no part of
+another's weights is in them. The licence of the training data applies as its owner says.
 xretrieval itself: Apache-2.0.
 """
+ENCODER_NOTICE = """
+unit_tokenizer/encoder.safetensors: the lower layers of the speech encoder {name}, renamed and stacked by xretrieval; their values are its owner's, unchanged.
+{terms}"""
 DERIVED_NOTICE = """model.safetensors: made from the model that the notice below describes, and changed: it was trained by the user of xretrieval on the
-user's own data, with rows for speech units in its table. The text tokenizer is that model's, unchanged. unit_tokenizer/ is the user's own. The licence of the
+user's own data, with rows for speech units in its table. The text tokenizer is that model's, unchanged. The codebook in unit_tokenizer/ is the user's own. The licence of the
 training data applies as its owner says. xretrieval itself: Apache-2.0.
 
 The notice of the model it was made from, whose terms hold for this folder too:
@@ -57,7 +61,8 @@ def export(workdir: str, vocabulary: Vocabulary, unit_tokenizer_dir: str, out_di
         raise UserError(
             f"{vocabulary.tokenizer_file}: not the text tokenizer that {workdir} was trained with; set export.tokenizer_file to that"
         )
-    if run["unit_tokenizer"] != UnitTokenizer.load(unit_tokenizer_dir).fingerprint:
+    unit_tokenizer = UnitTokenizer.load(unit_tokenizer_dir)
+    if run["unit_tokenizer"] != unit_tokenizer.fingerprint:
         raise UserError(
             f"{unit_tokenizer_dir}: not the unit tokenizer that {workdir} was trained with; set export.unit_tokenizer_dir to that"
         )
@@ -83,7 +88,7 @@ def export(workdir: str, vocabulary: Vocabulary, unit_tokenizer_dir: str, out_di
         units=vocabulary.num_units,
         step=step,
         languages=", ".join(run["trained_languages"]),
-        origin=_origin(start),
+        origin=_origin(start, unit_tokenizer.encoder.source),
     )
     directory.write(
         out_dir,
@@ -94,7 +99,7 @@ def export(workdir: str, vocabulary: Vocabulary, unit_tokenizer_dir: str, out_di
         scale,
         {**run, "fingerprint": digest.hexdigest()},
         card,
-        _notice(start),
+        _notice(start, unit_tokenizer.encoder.source),
         start.get("source"),
         start.get("prompts"),
         more_files={name: text.encode() for name, text in start.get("licences", {}).items()},
@@ -102,11 +107,14 @@ def export(workdir: str, vocabulary: Vocabulary, unit_tokenizer_dir: str, out_di
     return out_dir
 
 
-def _notice(start: dict) -> str:
-    """Whatever a model was trained from, its notice goes along."""
-    return DERIVED_NOTICE + start["notice"] if start else OWN_NOTICE
+def _notice(start: dict, encoder: Mapping[str, str]) -> str:
+    """Whatever a model was trained from, its notice goes along, and so do the terms of its speech encoder."""
+    speech = ENCODER_NOTICE.format(**encoder) if encoder else ""
+    return (DERIVED_NOTICE + start["notice"] if start else OWN_NOTICE) + speech
 
 
-def _origin(start: dict) -> str:
+def _origin(start: dict, encoder: Mapping[str, str]) -> str:
     source = start.get("source")
-    return f"Started from {source['name']}, licence: {source['licence']}; see NOTICE." if source else ""
+    said = [f"Started from {source['name']}, licence: {source['licence']}; see NOTICE."] if source else []
+    said += [f"Units of speech by {encoder['name']}, licence: {encoder['licence']}; see NOTICE."] if encoder else []
+    return " ".join(said)

@@ -136,3 +136,10 @@ def take(root: pathlib.Path, found: dict[str, Found], name: str, shape: tuple[in
             f"{member.path}: tensor {name} has shape {list(member.entry.shape)}, config.json wants {list(shape)}; copy both again"
         )
     return member
+
+
+def model_name(folder: pathlib.Path) -> str:
+    """The folder's name; of a snapshot in a download cache (models--google--gemma-3-1b-pt/snapshots/…) the model's."""
+    folder = folder.absolute()
+    cached = folder.parent.parent.name
+    return cached.removeprefix("models--").replace("--", "/") if cached.startswith("models--") else folder.name

@@ -1,14 +1,22 @@
 """Progress with rate and time left, on a terminal only."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-def track(items: Iterable[T], total: int, label: str) -> Iterator[T]:
-    """Yields `items`, drawing a bar with rate and time left where standard error is a terminal."""
+def track(items: Iterable[T], total: int, label: str, amount: Callable[[T], float] | None = None, unit: str = "") -> Iterator[T]:
+    """Yields `items`, drawing a bar with rate and time left where standard error is a terminal.
+
+    Args:
+      items: what is done one after another.
+      total: their number.
+      label: what they are.
+      amount: what the rate counts of an item, in `unit`; by default items.
+      unit: of the rate, e.g. "s of sound".
+    """
     if not sys.stderr.isatty():
         yield from items
         return
@@ -23,9 +31,11 @@ def track(items: Iterable[T], total: int, label: str) -> Iterator[T]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
+    done = 0.0
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(label, total=total, rate="")
         for item in items:
             yield item
-            speed = progress.tasks[task].speed
-            progress.update(task, advance=1, rate=f"{speed:.1f}/s" if speed else "")
+            done += amount(item) if amount else 1.0
+            elapsed = progress.tasks[task].elapsed
+            progress.update(task, advance=1, rate=f"{done / elapsed:,.1f} {unit}/s" if elapsed else "")

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -18,16 +19,24 @@ from xretrieval.errors import UserError
 from xretrieval.progress import track
 
 
+class Progress(NamedTuple):
+    """What is drawn: `committed(index)` is the summary of a shard that is done, else None; the rate counts `amount(summary)`, in `unit`."""
+
+    label: str
+    committed: Callable[[int], dict | None]
+    amount: Callable[[dict], float] | None
+    unit: str
+
+
 def run(
     make_shard: Callable[[int], object],
     missing: Sequence[int],
     num_workers: int,
     beam_flags: Sequence[str],
     out_dir: str | os.PathLike,
-    label: str,
-    committed: Callable[[int], bool],
+    progress: Progress,
 ) -> None:
-    """Runs `make_shard(index)` for each index of `missing`; `committed` says which are done, for the progress.
+    """Runs `make_shard(index)` for each index of `missing`.
 
     Raises:
       UserError: a worker met what the user can mend (its message names the file).
@@ -45,7 +54,7 @@ def run(
         )
 
     def pipeline():
-        with _progress(missing, label, committed), beam.Pipeline(runner=runner, options=options) as steps:
+        with _drawn(missing, progress), beam.Pipeline(runner=runner, options=options) as steps:
             # One bundle for each element: otherwise the runner gives most of them to one worker.
             _ = steps | beam.Create(missing, reshuffle=True) | beam.Map(make_shard)
 
@@ -61,7 +70,7 @@ def run(
         if reason is None:
             print(f"what the workers printed is in {log}", file=sys.stderr)
             raise
-        raise UserError(f"{out_dir}: {label} stopped: {reason[1]}; committed shards are kept, the same command goes on") from error
+        raise UserError(f"{out_dir}: {progress.label} stopped: {reason[1]}; committed shards are kept, the same command goes on") from error
     log.unlink()
 
 
@@ -113,7 +122,7 @@ def _without_interrupts(run: Callable[[], None]) -> None:
 
 
 @contextlib.contextmanager
-def _progress(missing: Sequence[int], label: str, committed: Callable[[int], bool]) -> Iterator[None]:
+def _drawn(missing: Sequence[int], progress: Progress) -> Iterator[None]:
     """Draws progress from the committed shards, which is all that workers on any runner share."""
     ended = threading.Event()
 
@@ -121,12 +130,13 @@ def _progress(missing: Sequence[int], label: str, committed: Callable[[int], boo
         left = set(missing)
         while left and not ended.wait(0.5):
             for index in sorted(left):
-                if committed(index):
+                summary = progress.committed(index)
+                if summary is not None:
                     left.remove(index)
-                    yield index
+                    yield summary
 
     def draw():
-        for _ in track(done(), len(missing), label):
+        for _ in track(done(), len(missing), progress.label, progress.amount, progress.unit):
             pass
 
     thread = threading.Thread(target=draw, daemon=True)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from xretrieval.errors import UserError, read_json, write_json
+from xretrieval.progress import track
 
 Shard = tuple[int, Any]
 
@@ -68,6 +69,8 @@ def run_shards(
     label: str,
     beam_flags: Sequence[str] = (),
     redo: Callable[[dict], bool] = lambda summary: False,
+    amount: Callable[[dict], float] | None = None,
+    unit: str = "shards",
 ) -> list[dict]:
     """Runs `make_shard(index)`, which commits shard `index`, for every shard that is not committed yet.
 
@@ -80,6 +83,7 @@ def run_shards(
       label: for messages.
       redo: whether a committed shard, by its summary, is made again; e.g. one with failures, which may have been mended.
       beam_flags: Beam's own flags, e.g. `--runner=DataflowRunner`; with a runner given, Beam decides everything.
+      amount, unit: what the rate of the progress counts of a shard's summary, and its unit; by default shards.
 
     Returns:
       The summary of every shard, in order.
@@ -93,10 +97,8 @@ def run_shards(
     for index in missing:
         marker_path(out_dir, index, total).unlink(missing_ok=True)
     if missing and num_workers == 1 and not beam_flags:
-        from xretrieval.progress import track
-
-        for index in track(missing, len(missing), label):
-            make_shard(index)
+        for _ in track(map(make_shard, missing), len(missing), label, amount, unit):
+            pass
     elif missing:
         # Beam warns of what it lacks when it loads, and relays every start and stop of its workers; what matters is raised.
         for name in ("apache_beam", "root"):
@@ -104,7 +106,7 @@ def run_shards(
         from xretrieval.corpora import beam
 
         committed = functools.partial(read_marker, out_dir, total=total, key=key)
-        beam.run(make_shard, missing, num_workers, beam_flags, out_dir, label, lambda index: committed(index) is not None)
+        beam.run(make_shard, missing, num_workers, beam_flags, out_dir, beam.Progress(label, committed, amount, unit))
     summaries = [read_marker(out_dir, i, total, key) for i in range(total)]
     if None in summaries:
         raise UserError(f"{out_dir}: {summaries.count(None)} of {total} shards are missing after {label}; run the same command again")

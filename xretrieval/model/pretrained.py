@@ -4,12 +4,12 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-import re
 from typing import NamedTuple
 
 from xretrieval.data.vocabulary import Vocabulary
 from xretrieval.errors import UserError, read_json
-from xretrieval.huggingface_folder import read_fields
+from xretrieval.huggingface_folder import model_name, read_fields
+from xretrieval.licence import read_licence
 from xretrieval.model import directory
 from xretrieval.model.huggingface_config import read_config
 from xretrieval.model.huggingface_modules import read_modules
@@ -17,13 +17,6 @@ from xretrieval.model.huggingface_weights import Weights, count, read_weights
 from xretrieval.model.tower import TowerConfig
 from xretrieval.progress import track
 
-_GEMMA_TERMS = """Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms
-(https://ai.google.dev/gemma/terms). They hold for this folder and for every model that is trained from it: whoever passes one on must pass on
-these terms, this notice, and the restrictions on use that the terms name.
-"""
-_UNKNOWN = """Its licence is not known: the folder it came from has neither a licence in the front matter of README.md nor a LICENSE file. Find out
-what its owner allows before you use or pass on this folder, and write it here.
-"""
 _NOTICE = """model.safetensors, {tokenizer}: made from {name}. The tensors were renamed, transposed and stacked by xretrieval, and
 padded with rows of zeros; their values are its owner's, unchanged.
 {terms}xretrieval itself: Apache-2.0.
@@ -94,7 +87,7 @@ def open_llm(source: str) -> LLM:
         width = head.fan_out
     config = dataclasses.replace(config, dense=tuple(head.fan_out for head in modules.dense), pooling=modules.pooling or config.pooling)
     weights = read_weights(modules.root, family, config, modules.dense)
-    return LLM(_name(folder), modules.root, family, config, weights, modules.prompts, (config_file, *modules.files))
+    return LLM(model_name(folder), modules.root, family, config, weights, modules.prompts, (config_file, *modules.files))
 
 
 def import_llm(source: str, out_dir: str) -> Imported:
@@ -108,11 +101,11 @@ def import_llm(source: str, out_dir: str) -> Imported:
     llm = open_llm(source)
     tokenizer_file, begin, end, tokenizer_files = _tokenizer(llm)
     vocabulary = Vocabulary(tokenizer_file, 0, "", text_size=llm.config.text_size, begin_ids=begin, end_ids=end)
-    licence, terms, licences = _licence(pathlib.Path(source), llm.family)
+    licence = read_licence(pathlib.Path(source), llm.family)
     _check_place(pathlib.Path(out_dir))
     files = sorted({*llm.files, *llm.weights.files, *tokenizer_files})
     hashes = {str(path.relative_to(source)): _sha256(path) for path in track(files, len(files), "hashing")}
-    record = {"name": llm.name, "family": llm.family, "licence": licence, "sha256": hashes}
+    record = {"name": llm.name, "family": llm.family, "licence": licence.name, "sha256": hashes}
     identity = json.dumps([record["sha256"], dataclasses.asdict(llm.config), begin, end], sort_keys=True)
     parameters = count(llm.weights.params, llm.config)
     card = _CARD.format(
@@ -124,7 +117,7 @@ def import_llm(source: str, out_dir: str) -> Imported:
         text=llm.config.text_size,
         pooling={"mean": "mean", "last": "last-token"}[llm.config.pooling],
         direction="causal" if llm.config.causal else "bidirectional",
-        licence=licence,
+        licence=licence.name,
         prompt=f", prompt={next(iter(llm.prompts))!r}" if llm.prompts else "",
     )
     directory.write(
@@ -136,12 +129,12 @@ def import_llm(source: str, out_dir: str) -> Imported:
         None,
         {"unit_tokenizer": None, "trained_languages": (), "fingerprint": hashlib.sha256(identity.encode()).hexdigest()},
         card,
-        _NOTICE.format(tokenizer=tokenizer_file.name, name=llm.name, terms=terms),
+        _NOTICE.format(tokenizer=tokenizer_file.name, name=llm.name, terms=licence.terms),
         source=record,
         prompts=llm.prompts,
-        more_files={**licences, "tower.gin": _gin(llm).encode()},
+        more_files={**licence.files, "tower.gin": _gin(llm).encode()},
     )
-    return Imported(llm, parameters, tuple(sorted({blocks.dtype.name for blocks in llm.weights.params.values()})), licence)
+    return Imported(llm, parameters, tuple(sorted({blocks.dtype.name for blocks in llm.weights.params.values()})), licence.name)
 
 
 def _gin(llm: LLM) -> str:
@@ -151,13 +144,6 @@ def _gin(llm: LLM) -> str:
     }
     lines = [f"TowerConfig.{name} = {value!r}" for name, value in values.items()]
     return "\n".join([f"# The tower of {llm.name}, for training from it (gin_configs/runs/from_llm.gin).", *lines, ""])
-
-
-def _name(folder: pathlib.Path) -> str:
-    """The folder's name; of a snapshot in a download cache (models--google--gemma-3-1b-pt/snapshots/…) the model's."""
-    folder = folder.absolute()
-    cached = folder.parent.parent.name
-    return cached.removeprefix("models--").replace("--", "/") if cached.startswith("models--") else folder.name
 
 
 def _sha256(path: pathlib.Path) -> str:
@@ -215,25 +201,3 @@ def _added_tokens(path: pathlib.Path) -> tuple[tuple[int, ...], tuple[int, ...]]
         if bare and whole[i : i + len(bare)] == bare:
             return tuple(whole[:i]), tuple(whole[i + len(bare) :])
     raise UserError(f"{path}: what it adds to a text does not stand before and after it: {bare} becomes {whole}; give another model")
-
-
-def _licence(source: pathlib.Path, family: str) -> tuple[str, str, dict[str, bytes]]:
-    """The licence's name, what NOTICE says of it, and its files."""
-    files = {path.name: path.read_bytes() for path in sorted(source.glob("LICENSE*")) if path.is_file()}
-    card = source / "README.md"
-    front = re.match(r"---\r?\n(.*?)\r?\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL) if card.exists() else None
-    said = dict(re.findall(r"^(license(?:_name|_link)?):[ \t]*['\"]?([^'\"\r\n#]+?)['\"]?[ \t]*$", front[1] if front else "", re.MULTILINE))
-    name = said.get("license_name", said.get("license", ""))
-    terms = [_GEMMA_TERMS] if family.startswith("gemma") else []
-    if name:
-        link = f" ({said['license_link']})" if "license_link" in said else ""
-        terms.append(f"Licence, as its card says: {name}{link}.\n")
-    if files:
-        terms.append(f"Licence files that came with it: {', '.join(files)}.\n")
-    for path in sorted(source.glob("NOTICE*")):
-        if path.is_file():
-            terms.append(f"Its own {path.name}:\n{path.read_text(encoding='utf-8', errors='replace').rstrip()}\n")
-    fallback = "gemma" if family.startswith("gemma") else f"see {next(iter(files))}" if files else "unknown"
-    if not terms:
-        terms.append(_UNKNOWN)
-    return name or fallback, "".join(terms), files

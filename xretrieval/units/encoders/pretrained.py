@@ -6,7 +6,8 @@ import pathlib
 from typing import NamedTuple
 
 from xretrieval.errors import UserError
-from xretrieval.huggingface_folder import open_folder, read_fields
+from xretrieval.huggingface_folder import model_name, open_folder, read_fields
+from xretrieval.licence import read_licence
 from xretrieval.units.encoders.encoder import Encoder
 
 # model_type of config.json -> the file of its family.
@@ -48,4 +49,6 @@ def import_encoder(source: str | os.PathLike, layer: int | None = None, average:
     found, _, _ = open_folder(root)
     family = importlib.import_module(f"xretrieval.units.encoders.{FAMILIES[kind]}")
     config, params, left_out = family.from_huggingface(root, fields, found, layer)
-    return Imported(Encoder(config, params, average, {"name": root.resolve().name, "model_type": kind}), tuple(sorted(left_out)))
+    licence = read_licence(root, kind)
+    source = {"name": model_name(root), "model_type": kind, "licence": licence.name, "terms": licence.terms}
+    return Imported(Encoder(config, params, average, source), tuple(sorted(left_out)))
