@@ -134,8 +134,9 @@ def test_stopped_and_resumed_equals_uninterrupted_bitwise(trained, finished, llm
         ("TRAIN_WHAT=most", "TrainableConfig.what"),
         ("UnitInit.how=guess", "guess"),
         ("ComputeConfig.attention=splash", "splash attention takes tiles of a multiple of 128"),
+        ("ComputeConfig.attention=splash ComputeConfig.block=128 train.row_length=192", "a row 192 tokens"),
     ],
 )
 def test_what_does_not_fit_the_llm_is_refused(trained, finished, llm, tmp_path, change, message):
     with pytest.raises(main.UserError, match=message):
-        run("train", finished, trained, llm, "units", f"WORKDIR={tmp_path / 'new'}", change)
+        run("train", finished, trained, llm, "units", f"WORKDIR={tmp_path / 'new'}", *change.split())

@@ -52,9 +52,10 @@ def test_equals_the_dense_lookup_in_value_and_gradient(case, devices, model):
 def test_bfloat16_rounds_the_rows_and_adds_gradients_in_float32(case):
     tables, tokens, weight, value, _ = case
     rounded = np.asarray(jnp.asarray(value, jnp.bfloat16).astype(jnp.float32))
-    many = np.tile(tokens[:, :1] * 0, (1, 6))  # one row takes all gradients, each of 1: bfloat16 would stop counting at 256
-    _, gradients = looked_up(tables, np.tile(many, (64, 1)), np.ones((1024, 6, 8), np.float32), 8, 2, jnp.bfloat16)
-    assert (gradients[0][0] == 1024 * 6).all()
+    # One row takes all gradients, each of 1: bfloat16 holds neither their number, 7,280, nor that of a shard's, 1,820.
+    many = np.tile(tokens[:, :1] * 0, (65, 7))
+    _, gradients = looked_up(tables, many, np.ones((1040, 7, 8), np.float32), 8, 2, jnp.bfloat16)
+    assert (gradients[0][0].astype(np.float64) == 1040 * 7).all()
     assert (looked_up(tables, tokens, weight, 8, 2, jnp.bfloat16)[0] == rounded).all()
 
 
