@@ -35,6 +35,13 @@ TRAIN = (
     *("train", "training_data", "validation", "mixture", "TowerConfig", "OptimizerConfig", "LossConfig", "ComputeConfig"),
     *("TrainableConfig", "UnitInit"),
 )
+# Verbs that read no gin file -> their functions in commands.py.
+COMMANDS = {
+    "data check": "check",
+    "units import-encoder": "import_encoder",
+    "import-llm": "import_llm",
+    "search": "search",
+}
 # A root function whose parameters are bound as those of the same name of another.
 BORROWS = {"plan_batches": "train"}
 SET_HELP = "as --gin.KEY=VALUE, but a string needs no quotes; the last of both counts"
@@ -42,6 +49,11 @@ VERBS = {
     "demo": ("the whole system on a small spoken corpus, from nothing", "xretrieval demo --workdir demo_run", ()),
     "corpus": ("speak the polyglot corpus of the demo", "xretrieval corpus --gin_file=gin_configs/runs/polyglot.gin", ("corpus",)),
     "data check": ("say what is wrong with a manifest, by line", "xretrieval data check recordings/train.jsonl", ()),
+    "units import-encoder": (
+        "a released speech encoder to a folder that `units fit` takes",
+        "xretrieval units import-encoder mhubert-147 --layer 9 --average 2 --out encoders/mhubert",
+        (),
+    ),
     "units fit": ("fit the unit tokenizer", "xretrieval units fit --gin_file=gin_configs/runs/polyglot.gin", ("fit_units", "LogMelConfig")),
     "units extract": (
         "recordings to unit records",
@@ -112,6 +124,11 @@ def add_flags(parser: argparse.ArgumentParser, verb: str) -> None:
         parser.add_argument("--seed", type=int, default=0, help="of the corpus, the units, the parameters and the order of the data")
     elif verb == "data check":
         parser.add_argument("manifest", help="a JSONL or TSV manifest")
+    elif verb == "units import-encoder":
+        parser.add_argument("source", help="a Hugging Face folder: config.json, preprocessor_config.json, *.safetensors")
+        parser.add_argument("--layer", type=int, default=None, help="the layer whose output is taken, as hidden_states[LAYER] (the last)")
+        parser.add_argument("--average", type=int, default=1, help="so many frames are averaged to one; 2 makes 25 Hz of 50 Hz (1)")
+        parser.add_argument("--out", required=True, metavar="DIR", help="folder of the encoder")
     elif verb == "import-llm":
         parser.add_argument("source", help="a Hugging Face folder: config.json, *.safetensors, tokenizer.json or tokenizer.model")
         parser.add_argument("--out", required=True, metavar="DIR", help="the model directory; an imported LLM that is there is replaced")

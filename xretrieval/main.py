@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 
-from xretrieval.command_line import BORROWS, CONFIGURABLES, SET_HELP, VERBS, WRITES, add_flags, usage
+from xretrieval.command_line import BORROWS, COMMANDS, CONFIGURABLES, SET_HELP, VERBS, WRITES, add_flags, usage
 from xretrieval.errors import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -226,6 +226,10 @@ def _main(argv: list[str]) -> int | None:
         parser.add_argument("--gin", dest="bindings", action="append", default=[], help=argparse.SUPPRESS)
         flags = [re.sub(r"^--gin\.", "--gin=", flag) for flag in flags]
     arguments, unknown = parser.parse_known_args(flags)
+    if verb == "units extract" and any(re.match("--runner(=|$)", flag) for flag in unknown):
+        # With a runner named, what is not ours is Beam's, which says what it does not know.
+        arguments.bindings.append(f"extract_units.beam_flags={tuple(unknown)!r}")
+        unknown = []
     if unknown:
         raise UserError(f"{unknown[0]}: `xretrieval {verb}` does not know this; see `xretrieval {verb} --help`")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -233,15 +237,9 @@ def _main(argv: list[str]) -> int | None:
         from xretrieval.demo.run import run
 
         return run(arguments, run_verb)
-    from xretrieval import verbs
+    if verb in COMMANDS:
+        from xretrieval import commands
 
-    if verb == "data check":
-        return verbs.check(arguments)
-    if verb == "import-llm":
-        verbs.import_llm(arguments.source, arguments.out)
-        return 0
-    if verb == "search":
-        verbs.search(arguments)
-        return 0
+        return getattr(commands, COMMANDS[verb])(arguments)
     run_verb(verb, arguments.gin_file, [], arguments.bindings)
     return 0

@@ -1,6 +1,5 @@
 """What the verbs do where it takes more than one stage. `main.py` configures these functions; imports wait until a verb runs."""
 
-import argparse
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -78,23 +77,6 @@ def mixture(
     unit_tokenizer = UnitTokenizer.load(unit_tokenizer_dir)
     vocabulary = Vocabulary.open(tokenizer_file, unit_tokenizer.num_units, template)
     return Mixture(register(name, units_dir, vocabulary, rates, splits), vocabulary, unit_tokenizer, units_dir)
-
-
-def import_llm(source: str, out_dir: str) -> None:
-    """A Hugging Face folder to a model directory; says what it found, and what of it is not in the tower."""
-    from xretrieval.model import pretrained
-    from xretrieval.model.huggingface_weights import left_out_kinds
-
-    done = pretrained.import_llm(source, out_dir)
-    llm = done.llm
-    print(
-        f"{llm.name} ({llm.family}): {done.parameters:,} parameters in {' and '.join(done.dtypes)}, {llm.config.text_size:,} text tokens, licence: {done.licence}"
-    )
-    if llm.weights.left_out:
-        print(f"  left out, for a tower of text has no place for them: {', '.join(left_out_kinds(llm.weights.left_out))}")
-    for path in llm.weights.ignored:
-        print(f"  {path}: beside the files that the model is in, not read")
-    print(f"wrote {out_dir}")
 
 
 def build(mixture: Mixture, out_dir: str, units_dir: str) -> None:
@@ -252,36 +234,3 @@ def index(model_dir: str, units_dir: str, uri: str, splits: tuple[str, ...] = ("
 
     recordings, texts = index_records(Retriever.load(model_dir), [os.path.join(units_dir, split) for split in splits], uri)
     print(f"{recordings} recordings and {texts} texts are in {uri}")
-
-
-def search(arguments: argparse.Namespace) -> None:
-    """Prints the hits of one query."""
-    from xretrieval.search.index import Index
-    from xretrieval.search.retriever import Retriever
-
-    retriever = Retriever.load(arguments.model)
-    if (arguments.text is None) == (arguments.speech is None):
-        raise UserError("give one of --text and --speech")
-    vocabulary = retriever.model.vocabulary
-    if vocabulary.has_unknown(vocabulary.encode_text(arguments.text or "")):
-        print(f"{arguments.text!r} holds characters that the model's text tokenizer does not know: they cannot help to find anything")
-    query = (
-        retriever.encode_text([arguments.text], arguments.language)
-        if arguments.text is not None
-        else retriever.encode_speech([arguments.speech], arguments.language)
-    )
-    with Index.open(arguments.index, retriever.fingerprint) as opened:
-        hits = opened.search(query, arguments.top_k, arguments.in_language, arguments.kind)[0]
-        if not hits:
-            print(f"{arguments.index}: nothing in it is of that language and kind")
-        for hit in hits:
-            print(f"{hit.score:.3f}  {hit.kind:6}  {hit.language:6}  {hit.text}  {hit.file}")
-
-
-def check(arguments: argparse.Namespace) -> int:
-    """The report on a manifest; exit code 2 where something is wrong."""
-    from xretrieval.corpora.check import check_manifest, print_report
-
-    report = check_manifest(arguments.manifest)
-    print_report(report)
-    return 2 if report.problems else 0

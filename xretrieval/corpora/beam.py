@@ -42,7 +42,7 @@ def run(
       UserError: a worker met what the user can mend (its message names the file).
     """
     if beam_flags:
-        runner, options = None, PipelineOptions(list(beam_flags))
+        runner, options = None, _options(beam_flags)
     else:
         # By name: "DirectRunner" now means Prism, which downloads a binary when it runs.
         runner = FnApiRunner()
@@ -72,6 +72,16 @@ def run(
             raise
         raise UserError(f"{out_dir}: {progress.label} stopped: {reason[1]}; committed shards are kept, the same command goes on") from error
     log.unlink()
+
+
+def _options(beam_flags: Sequence[str]) -> PipelineOptions:
+    """Beam's options; it would leave out in silence what it does not know."""
+    options = PipelineOptions(list(beam_flags), pickle_library="cloudpickle", save_main_session=False)
+    known = options.get_all_options()
+    unknown = sorted(options.get_all_options(retain_unknown_options=True).keys() - known.keys())
+    if unknown:
+        raise UserError(f"--{unknown[0]}: neither xretrieval nor Beam's runner knows this flag; correct it or leave it out")
+    return options
 
 
 @contextlib.contextmanager

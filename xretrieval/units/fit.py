@@ -5,12 +5,13 @@ import hashlib
 import json
 import os
 import pathlib
+from array import array
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from xretrieval.corpora.audio import load_audio
-from xretrieval.corpora.manifest import Utterance, manifest_path, read_manifest
+from xretrieval.corpora.manifest import Utterance, manifest_path, read_at, scan
 from xretrieval.errors import UserError
 from xretrieval.progress import track
 from xretrieval.units import kmeans
@@ -22,14 +23,26 @@ from xretrieval.units.tokenizer import UnitTokenizer
 _WINDOW = 64  # utterances that are encoded at once
 
 
-def sample_utterances(utterances: Sequence[Utterance], per_language: int, seed: int) -> list[Utterance]:
-    """At most `per_language` utterances of each language, so that no language owns the codebook."""
+def sample_recordings(manifest: str, per_language: int, seed: int) -> list[Utterance]:
+    """At most `per_language` recordings of each language, so that no language owns the codebook; the manifest is never held.
+
+    Raises:
+      UserError: a line of the manifest is not an utterance, or none has sound.
+    """
+    places: dict[str, array] = {}
+    for line, found in scan(manifest):
+        if isinstance(found, str):
+            raise UserError(f"{manifest_path(manifest)}:{line.number}: {found}")
+        if found.audio:
+            places.setdefault(found.language, array("q")).append(line.offset)
+    if not places:
+        raise UserError(f"{manifest}: no recordings in it to fit units on")
     rng = np.random.default_rng(seed)
-    chosen: list[Utterance] = []
-    for language in sorted({u.language for u in utterances}):
-        pool = [u for u in utterances if u.language == language]
+    chosen: list[int] = []
+    for language in sorted(places):
+        pool = places[language]
         chosen += [pool[i] for i in np.sort(rng.permutation(len(pool))[:per_language])]
-    return chosen
+    return read_at(manifest, chosen)
 
 
 def open_encoder(encoder: EncoderConfig | str, average: int) -> Encoder:
@@ -80,7 +93,7 @@ def fit(
     settings = [num_units, utterances_per_language, iterations, collapse_repeats, chosen_encoder.fingerprint, seed]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for path in manifests:
-        digest.update(manifest_path(path).read_bytes())
+        digest.update(files.file_hash(manifest_path(path)).encode())
     if (pathlib.Path(out_dir).parent / "xretrieval.json").exists():
         raise UserError(
             f"{out_dir}: belongs to a trained model; leave `units fit` out to use it, or set fit_units.out_dir to another folder"
@@ -91,10 +104,7 @@ def fit(
             return existing
     chosen: list[Utterance] = []
     for number, path in enumerate(manifests):
-        recordings = [u for u in read_manifest(path) if u.audio]
-        if not recordings:
-            raise UserError(f"{path}: no recordings in it to fit units on")
-        chosen += sample_utterances(recordings, utterances_per_language, seed + number)
+        chosen += sample_recordings(path, utterances_per_language, seed + number)
     frames = list(_within(features_of(chosen_encoder, chosen), max_frames, os.fspath(manifests[0])))
     counts = {language: sum(u.language == language for u in chosen) for language in sorted({u.language for u in chosen})}
     codebook_KW, history = kmeans.fit(np.concatenate(frames), num_units, iterations, seed)

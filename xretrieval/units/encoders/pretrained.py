@@ -50,5 +50,5 @@ def import_encoder(source: str | os.PathLike, layer: int | None = None, average:
     family = importlib.import_module(f"xretrieval.units.encoders.{FAMILIES[kind]}")
     config, params, left_out = family.from_huggingface(root, fields, found, layer)
     licence = read_licence(root, kind)
-    source = {"name": model_name(root), "model_type": kind, "licence": licence.name, "terms": licence.terms}
-    return Imported(Encoder(config, params, average, source), tuple(sorted(left_out)))
+    origin = {"name": model_name(root), "model_type": kind, "licence": licence.name, "terms": licence.terms}
+    return Imported(Encoder(config, params, average, origin), tuple(sorted(left_out)))

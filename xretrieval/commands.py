@@ -1,0 +1,75 @@
+"""What the verbs do that read no gin file. `main.py` calls these functions with the flags; imports wait until a verb runs."""
+
+import argparse
+import collections
+
+from xretrieval.errors import UserError
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """The report on a manifest; exit code 2 where something is wrong."""
+    from xretrieval.corpora.check import check_manifest, print_report
+
+    report = check_manifest(arguments.manifest)
+    print_report(report)
+    return 2 if report.problems else 0
+
+
+def import_llm(arguments: argparse.Namespace) -> None:
+    """A Hugging Face folder to a model directory; says what it found, and what of it is not in the tower."""
+    from xretrieval.model import pretrained
+    from xretrieval.model.huggingface_weights import left_out_kinds
+
+    done = pretrained.import_llm(arguments.source, arguments.out)
+    llm = done.llm
+    print(
+        f"{llm.name} ({llm.family}): {done.parameters:,} parameters in {' and '.join(done.dtypes)}, {llm.config.text_size:,} text tokens, licence: {done.licence}"
+    )
+    if llm.weights.left_out:
+        print(f"  left out, for a tower of text has no place for them: {', '.join(left_out_kinds(llm.weights.left_out))}")
+    for path in llm.weights.ignored:
+        print(f"  {path}: beside the files that the model is in, not read")
+    print(f"wrote {arguments.out}")
+
+
+def import_encoder(arguments: argparse.Namespace) -> None:
+    """A released speech encoder to the folder that `units fit` takes; says what it found, and what of it is not in there."""
+    from xretrieval.units.encoders import files
+    from xretrieval.units.encoders.pretrained import import_encoder
+
+    encoder, left_out = import_encoder(arguments.source, arguments.layer, arguments.average)
+    parameters = sum(x.size for x in encoder.params.values())
+    files.save(encoder, arguments.out)
+    print(
+        f"{encoder.source['name']} ({encoder.source['model_type']}): layer {encoder.config.layer}, {parameters:,} parameters up to it, features of "
+        f"{encoder.config.width} at {encoder.frame_rate:g} Hz, licence: {encoder.source['licence']}"
+    )
+    if left_out:
+        kinds = collections.Counter(".".join(name.split(".")[:2]) for name in left_out)
+        print(f"  left out: {', '.join(f'{kind}.* ({count} tensors)' for kind, count in sorted(kinds.items()))}")
+    print(f"  fingerprint {encoder.fingerprint}")
+    print(f"wrote {arguments.out}")
+
+
+def search(arguments: argparse.Namespace) -> None:
+    """Prints the hits of one query."""
+    from xretrieval.search.index import Index
+    from xretrieval.search.retriever import Retriever
+
+    retriever = Retriever.load(arguments.model)
+    if (arguments.text is None) == (arguments.speech is None):
+        raise UserError("give one of --text and --speech")
+    vocabulary = retriever.model.vocabulary
+    if vocabulary.has_unknown(vocabulary.encode_text(arguments.text or "")):
+        print(f"{arguments.text!r} holds characters that the model's text tokenizer does not know: they cannot help to find anything")
+    query = (
+        retriever.encode_text([arguments.text], arguments.language)
+        if arguments.text is not None
+        else retriever.encode_speech([arguments.speech], arguments.language)
+    )
+    with Index.open(arguments.index, retriever.fingerprint) as opened:
+        hits = opened.search(query, arguments.top_k, arguments.in_language, arguments.kind)[0]
+        if not hits:
+            print(f"{arguments.index}: nothing in it is of that language and kind")
+        for hit in hits:
+            print(f"{hit.score:.3f}  {hit.kind:6}  {hit.language:6}  {hit.text}  {hit.file}")
