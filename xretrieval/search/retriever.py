@@ -70,7 +70,7 @@ class Retriever:
             raise UserError("encode_speech takes a list of files; put the one in brackets")
         if self.model.unit_tokenizer is None:
             raise UserError("this model has no speech units: it is an imported LLM; train it on speech first")
-        return self.encode_units([self.model.unit_tokenizer.encode(load_audio(path)) for path in recordings], languages)
+        return self.encode_units(self.model.unit_tokenizer.encode_all([load_audio(path) for path in recordings]), languages)
 
     def encode_units(self, units: Sequence[Sequence[int] | np.ndarray], languages: str | Sequence[str]) -> np.ndarray:
         """Embeddings of recordings whose units are there already (unit records), float32 [N, E] of unit norm."""
