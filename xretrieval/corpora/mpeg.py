@@ -5,12 +5,16 @@ silence: files that were joined, or written without that length at a variable bi
 """
 
 import dataclasses
+import functools
+from typing import BinaryIO
 
 _KBITS = {
     1: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
     2: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 _RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
+_WINDOW_BYTES = 2**20
+_LONGEST_FRAME = 1_441
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +25,11 @@ class Mp3Length:
     declared: bool
 
 
-def mp3_length(data: bytes) -> Mp3Length:
-    """Walks the MPEG layer III frames of a file, over tags and garbage between them."""
-    at, total, declared = _after_id3(data), 0, False
+def mp3_length(file: BinaryIO) -> Mp3Length:
+    """Walks the MPEG layer III frames of a file, over tags and garbage between them, with a window of it in memory."""
+    data, at, total, declared = _Window(file), _after_id3(file), 0, False
     while (at := _next_frame(data, at)) >= 0:
-        size, samples = _header(data, at)
+        size, samples = _header(data[at : at + 3])
         first = total == 0 and not declared
         if first and any(mark in data[at : at + size] for mark in (b"Xing", b"Info", b"VBRI")):
             declared = True  # that frame is all header, no sound
@@ -35,30 +39,64 @@ def mp3_length(data: bytes) -> Mp3Length:
     return Mp3Length(total, declared)
 
 
-def _after_id3(data: bytes) -> int:
-    if data[:3] != b"ID3" or len(data) < 10:
+class _Window:
+    """Bytes of a file by their offsets, for a reader that goes back by less than a frame."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self._base = 0
+        self._bytes = b""
+
+    def __getitem__(self, part: slice) -> bytes:
+        if part.start < self._base or part.stop > self._base + len(self._bytes):
+            self._move(part.start)
+        return self._bytes[part.start - self._base : part.stop - self._base]
+
+    def _move(self, to: int) -> None:
+        self._base = max(0, to - _LONGEST_FRAME)
+        self._file.seek(self._base)
+        self._bytes = self._file.read(_WINDOW_BYTES)
+
+    def find(self, byte: bytes, at: int) -> int:
+        """Where `byte` is next, from `at` on; -1 where it is not."""
+        while True:
+            if not self._base <= at < self._base + len(self._bytes):
+                self._move(at)
+                if at >= self._base + len(self._bytes):
+                    return -1
+            found = self._bytes.find(byte, at - self._base)
+            if found >= 0:
+                return self._base + found
+            at = self._base + len(self._bytes)
+
+
+def _after_id3(file: BinaryIO) -> int:
+    file.seek(0)
+    head = file.read(10)
+    if head[:3] != b"ID3" or len(head) < 10:
         return 0
     size = 0
-    for byte in data[6:10]:
+    for byte in head[6:10]:
         size = size << 7 | byte & 0x7F
     return 10 + size
 
 
-def _next_frame(data: bytes, at: int) -> int:
+def _next_frame(data: _Window, at: int) -> int:
     """Where the next frame begins that ends at another frame or at the end of the file; -1 where there is none."""
     while (at := data.find(b"\xff", at)) >= 0:
-        size, _ = _header(data, at)
-        end = at + size
-        if size and (end == len(data) or _header(data, end)[0] or data[end : end + 3] == b"TAG"):
-            return at
+        size, _ = _header(data[at : at + 3])
+        if size:
+            after = data[at + size - 1 : at + size + 3]  # its last byte, and the next header
+            if len(after) == 1 or (len(after) > 1 and (_header(after[1:])[0] or after[1:] == b"TAG")):
+                return at
         at += 1
     return -1
 
 
-def _header(data: bytes, at: int) -> tuple[int, int]:
-    """(bytes, samples of each channel) of the frame whose header is at `at`; (0, 0) where there is no layer III header."""
-    head = data[at : at + 4]
-    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2:
+@functools.lru_cache(maxsize=4_096)
+def _header(head: bytes) -> tuple[int, int]:
+    """(bytes, samples of each channel) of the frame with these first 3 bytes; (0, 0) where they are no layer III header."""
+    if len(head) < 3 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2:
         return 0, 0
     version = head[1] >> 3 & 3
     bitrate, rate = head[2] >> 4, head[2] >> 2 & 3

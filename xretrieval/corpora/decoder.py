@@ -1,0 +1,150 @@
+"""The process that decodes sound files: `python -m xretrieval.corpora.decoder`, started by `decoder_process.py`.
+
+Decoders of compressed sound are C code that meets bytes from anywhere: here they can crash, hang or ask for all memory, and take nothing
+with them but this process. It ends when its parent does.
+"""
+
+import json
+import os
+import resource
+import signal
+import stat
+import sys
+from typing import BinaryIO
+
+import numpy as np
+import soxr
+
+from xretrieval.corpora import decoder_messages as messages
+from xretrieval.corpora import libsndfile
+from xretrieval.corpora.source import Source, Unreadable
+
+_PROGRESS_SECONDS = 60
+# What the parent, if it lives, takes to stop a decoder that hangs: after that, the kernel does.
+_GRACE_SECONDS = 10
+# First bytes of what libsndfile may see: its many other parsers never meet a file.
+_MAGIC = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b"ID3")
+_OTHERS = {b"FORM": "AIFF", b".snd": "AU", b"caff": "CAF", b"riff": "W64", b"#!AM": "AMR", b"\x30\x26\xb2\x75": "ASF (WMA)"}
+
+
+def main() -> None:
+    # A parent that goes away is told by a broken pipe, Ctrl-C is for the parent, and what libraries print must not mix with the messages.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with os.fdopen(os.dup(1), "wb", buffering=0) as out:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _send(out, messages.READY)
+        baseline = _address_space()
+        try:
+            request = _read()
+            while request:
+                request = _answer(request, out, baseline) or _read()
+        except BrokenPipeError:
+            return
+        except MemoryError:
+            # What is left of this process is not to be trusted with another file.
+            _send(out, messages.OUT_OF_MEMORY)
+
+
+def _read() -> dict:
+    """The next request; empty where the parent has ended."""
+    return json.loads(sys.stdin.buffer.readline() or b"{}")
+
+
+def _address_space() -> int:
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
+
+
+def _answer(request: dict, out: BinaryIO, baseline: int) -> dict:
+    """Opens a file, and decodes it if that is what comes next; otherwise returns what came: the next request."""
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    memory = baseline + request["memory"]
+    resource.setrlimit(resource.RLIMIT_AS, (memory if most == resource.RLIM_INFINITY else min(memory, most), most))
+    _limit_time(request["seconds"])
+    try:
+        with _open(request["file"]) as source:
+            frames = -1 if source.frames is None else source.frames
+            _send(out, messages.OPENED, messages.OPENED_FIELDS.pack(source.sampling_rate, source.channels, frames))
+            wanted = _read()
+            if "first" not in wanted:
+                return wanted
+            _decode(source, wanted, out, request["seconds"])
+    except Unreadable as error:
+        _send(out, messages.UNREADABLE, str(error).encode("utf-8", "replace"))
+    except (BrokenPipeError, MemoryError):
+        raise
+    except Exception as error:
+        # Whatever a damaged file makes a library raise.
+        _send(
+            out,
+            messages.UNREADABLE,
+            f"cannot be decoded ({type(error).__name__}: {error}); convert it or copy it again".encode("utf-8", "replace"),
+        )
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+    return {}
+
+
+def _limit_time(seconds: float) -> None:
+    """The kernel ends this process after so much work: the parent that would have done it may be gone."""
+    signal.setitimer(signal.ITIMER_PROF, seconds + _GRACE_SECONDS)
+
+
+def _open(path: str):
+    """The source in `path`, by its first bytes: a name can say anything.
+
+    Raises:
+      Unreadable: it is no file, or of no format that is read.
+    """
+    try:
+        # By hand, for the reason in the system's words: the decoders would only say "System error".
+        if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
+            raise Unreadable("not a regular file; copy what it gives to one")
+        with open(path, "rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise Unreadable(f"cannot be read ({error.strerror}); give the path of a sound file") from error
+    if not head:
+        raise Unreadable("the file is empty; copy it again or leave it out")
+    if head.startswith(_MAGIC) or (len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0):
+        return libsndfile.open_sound(path)
+    kind = _OTHERS.get(head[:4])
+    if kind:
+        raise Unreadable(f"{kind} is not read; convert it to WAV, FLAC, Ogg or MP3")
+    raise Unreadable(
+        "not a sound file, or damaged at its beginning; WAV, FLAC, Ogg, MP3, MP4 and WebM are read: convert it or copy it again"
+    )
+
+
+def _decode(source: Source, wanted: dict, out: BinaryIO, seconds: float) -> None:
+    """Sends the segment of `count` frames from `first` on (-1: up to the end) at `rate`; without a rate, nothing but that it was decoded."""
+    first, count, rate = wanted["first"], wanted["count"], wanted["rate"]
+    resampler = soxr.ResampleStream(source.sampling_rate, rate, 1, dtype="float32", quality="HQ") if rate else None
+    end = first + count if count >= 0 else float("inf")
+    at = first if source.frames is not None else 0
+    reported = at
+    for chunk_T in source.chunks(first, count):
+        low, high = max(first - at, 0), min(end - at, len(chunk_T))
+        at += len(chunk_T)
+        if resampler and low < high:
+            _send(out, messages.SAMPLES, resampler.resample_chunk(chunk_T[low : int(high)]))
+            reported = at
+        elif at - reported >= _PROGRESS_SECONDS * source.sampling_rate:
+            _send(out, messages.PROGRESS)
+            _limit_time(seconds)
+            reported = at
+    if resampler and at > first:
+        _send(out, messages.SAMPLES, resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+    _send(out, messages.DONE, messages.DONE_FIELDS.pack(at))
+
+
+def _send(out: BinaryIO, kind: bytes, content: bytes | np.ndarray = b"") -> None:
+    view = memoryview(content).cast("B") if len(content) else memoryview(b"")
+    for part in (memoryview(messages.HEADER.pack(kind, len(view))), view):
+        while part:
+            part = part[out.write(part) :]
+
+
+if __name__ == "__main__":
+    main()
