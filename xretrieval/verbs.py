@@ -17,16 +17,22 @@ def extract_units(
     splits: tuple[str, ...],
     num_shards: int = 8,
     num_workers: int = 2,
-    beam_flags=(),
+    num_decoders: int = 1,
+    beam_flags: tuple[str, ...] = (),
     max_failures: int = 0,
 ):
-    """Unit records of every split's manifest; returns the index of each. More than `max_failures` are an error, once all is written."""
+    """Unit records of every split's manifest; returns the index of each. More than `max_failures` are an error, once all is written.
+
+    On an accelerator: one worker, and as many decoders as there are cores.
+    """
     from xretrieval.units.extract import extract
 
     indices = {}
     for split in splits:
         out = os.path.join(out_dir, split)
-        indices[split] = found = extract(os.path.join(manifests_dir, split), tokenizer_dir, out, num_shards, num_workers, beam_flags)
+        indices[split] = found = extract(
+            os.path.join(manifests_dir, split), tokenizer_dir, out, num_shards, num_workers, num_decoders, beam_flags
+        )
         print(
             f"{out}: {found['utterances_in']} in = {found['records']} out + {found['failed']} failed, {found['seconds_of_sound']:.0f} s of sound"
         )

@@ -100,7 +100,7 @@ def load_all(
     decoders: int,
     target_rate: int = 16_000,
     limits: AudioLimits = AudioLimits(),
-) -> Iterator[np.ndarray | UserError]:
+) -> Iterator[Sound | UserError]:
     """Decodes many files or segments, some at once, and never holds more than twice as many as are decoded at once.
 
     Args:
@@ -110,12 +110,12 @@ def load_all(
       limits: as for `load_sound`.
 
     Yields:
-      float32 [T] of each request, in their order, or the error that `load_sound` raises.
+      The sound of each request, in their order, or the error that `load_sound` raises.
     """
 
-    def load(path: str | os.PathLike, start: float | None, duration: float | None) -> np.ndarray | UserError:
+    def load(path: str | os.PathLike, start: float | None, duration: float | None) -> Sound | UserError:
         try:
-            return load_audio(path, start, duration, target_rate, limits)
+            return load_sound(path, start, duration, target_rate, limits)
         except UserError as error:
             return error
 

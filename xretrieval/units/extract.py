@@ -1,6 +1,5 @@
 """Bulk extraction: a manifest becomes unit records, in shards, on Apache Beam."""
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -8,12 +7,21 @@ import json
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
 
 from xretrieval.corpora import shards
-from xretrieval.corpora.audio import load_audio
-from xretrieval.corpora.manifest import Utterance, manifest_path, read_manifest
+from xretrieval.corpora.audio import Sound, load_all
+from xretrieval.corpora.manifest import Utterance
 from xretrieval.errors import UserError, read_json, write_json
+from xretrieval.units.recordings import find_recordings, shard_of, stamp
 from xretrieval.units.tokenizer import UnitTokenizer
+
+UTTERANCES_A_SHARD = 2000
+# Sound that is encoded together: on an accelerator enough to fill the batches of every bucket.
+_WINDOW_SECONDS = {"cpu": 120}
+_WINDOW_SECONDS_ELSEWHERE = 3600
 
 
 @functools.lru_cache(maxsize=1)
@@ -22,34 +30,24 @@ def _tokenizer(directory: str) -> UnitTokenizer:
     return UnitTokenizer.load(directory)
 
 
-def _recordings(manifest: str) -> list[Utterance]:
-    """The utterances with sound; a line of text alone is for the text tokenizer."""
-    return [utterance for utterance in read_manifest(manifest) if utterance.audio]
-
-
-def _extract_shard(index: int, *, total: int, manifest: str, tokenizer_dir: str, out_dir: str, key: str) -> dict:
+def _extract_shard(index: int, *, total: int, manifest: str, tokenizer_dir: str, out_dir: str, key: str, num_decoders: int) -> dict:
     tokenizer = _tokenizer(tokenizer_dir)
-    recordings = _recordings(manifest)[index::total]
-    sounds = _stamp(recordings)  # before they are read: a file that changes meanwhile is read again next time
-    records, failures, seconds = [], [], 0.0
-    languages: dict[str, int] = {}
-    counts: dict[str, dict[str, int]] = {"with_text": {}, "with_english": {}}
-    for utterance in recordings:
-        try:
-            samples_T = load_audio(utterance.recording, utterance.start, utterance.duration)
-            units = tokenizer.encode(samples_T)
-        except UserError as error:
-            failures.append({"id": utterance.id, "file": utterance.audio, "reason": str(error)})
-            continue
-        records.append(json.dumps({**dataclasses.asdict(utterance), "units": units.tolist()}, ensure_ascii=False, sort_keys=True).encode())
-        languages[utterance.language] = languages.get(utterance.language, 0) + 1
-        for kind, has in (("with_text", utterance.text), ("with_english", utterance.text and utterance.english)):
-            counts[kind][utterance.language] = counts[kind].get(utterance.language, 0) + bool(has)
-        seconds += len(samples_T) / 16_000
+    recordings = shard_of(manifest, out_dir, index, total)
+    sounds = stamp(recordings)  # before they are read: a file that changes meanwhile is read again next time
+    records: list[bytes] = []
+    failures: list[dict] = []
+    counts: dict[str, dict[str, int]] = {"languages": {}, "with_text": {}, "with_english": {}}
+    seconds = 0.0
+    for window in _windows(recordings, num_decoders, failures, tokenizer):
+        for (utterance, sound), units in zip(window, tokenizer.encode_all([sound.samples_T for _, sound in window]), strict=True):
+            found = dataclasses.replace(utterance, sampling_rate=sound.info.sampling_rate)
+            records.append(json.dumps({**vars(found), "units": units.tolist()}, ensure_ascii=False, sort_keys=True).encode())
+            for kind, has in (("languages", True), ("with_text", utterance.text), ("with_english", utterance.text and utterance.english)):
+                counts[kind][utterance.language] = counts[kind].get(utterance.language, 0) + bool(has)
+            seconds += len(sound.samples_T) / 16_000
     summary = {
         "shard": index,
         "sounds": sounds,
-        "languages": languages,
         **counts,
         "failures": failures,
         "seconds": seconds,
@@ -58,20 +56,39 @@ def _extract_shard(index: int, *, total: int, manifest: str, tokenizer_dir: str,
     return shards.commit_shard(out_dir, index, total, key, records, summary)
 
 
-def _stamp(recordings: Sequence[Utterance]) -> str:
-    """A hash of the size and date of sound files; of a URI, or a file that is not there, of its name alone."""
-    digest = hashlib.sha256()
-    for utterance in recordings:
-        digest.update(f"{utterance.audio} ".encode())
-        with contextlib.suppress(OSError):
-            found = os.stat(utterance.recording)
-            digest.update(f"{found.st_size} {found.st_mtime_ns} ".encode())
-    return digest.hexdigest()
+def _windows(
+    recordings: Sequence[Utterance], num_decoders: int, failures: list[dict], tokenizer: UnitTokenizer
+) -> Iterator[list[tuple[Utterance, Sound]]]:
+    """Utterances with their sound, in order, some minutes at a time; what cannot be used goes to `failures`."""
+    most = _WINDOW_SECONDS.get(jax.default_backend(), _WINDOW_SECONDS_ELSEWHERE) * 16_000
+    window: list[tuple[Utterance, Sound]] = []
+    held = 0
+    requests = [(utterance.recording, utterance.start, utterance.duration) for utterance in recordings]
+    for utterance, sound in zip(recordings, load_all(requests, num_decoders), strict=True):
+        reason = str(sound) if isinstance(sound, UserError) else _unusable(utterance, sound, tokenizer)
+        if isinstance(sound, UserError) or reason:
+            failures.append({"id": utterance.id, "file": utterance.audio, "reason": reason})
+            continue
+        if window and held + len(sound.samples_T) > most:
+            yield window
+            window, held = [], 0
+        window.append((utterance, sound))
+        held += len(sound.samples_T)
+    if window:
+        yield window
 
 
-def _stale(summary: dict, stamps: Sequence[str]) -> bool:
+def _unusable(utterance: Utterance, sound: Sound, tokenizer: UnitTokenizer) -> str | None:
+    if utterance.sampling_rate not in (None, sound.info.sampling_rate):
+        return f"{utterance.audio}: {sound.info.sampling_rate} Hz, the manifest says {utterance.sampling_rate} Hz; correct the field sampling_rate"
+    if tokenizer.encoder.config.frames(len(sound.samples_T)) == 0:
+        return f"{utterance.audio}: {len(sound.samples_T) / 16_000:.3f} s of sound give no frame; leave it out"
+    return None
+
+
+def _stale(summary: dict, *, total: int, manifest: str, out_dir: str) -> bool:
     """Whether a shard has failures, which may have been mended, or its sound files are not those that were read."""
-    return bool(summary["failures"]) or summary["sounds"] != stamps[summary["shard"]]
+    return bool(summary["failures"]) or summary["sounds"] != stamp(shard_of(manifest, out_dir, summary["shard"], total))
 
 
 def _total(counts: Iterable[dict[str, int]]) -> dict[str, int]:
@@ -84,49 +101,64 @@ def _total(counts: Iterable[dict[str, int]]) -> dict[str, int]:
 
 
 def extract(
-    manifest: str, tokenizer_dir: str, out_dir: str, num_shards: int = 8, num_workers: int = 2, beam_flags: tuple[str, ...] = ()
+    manifest: str,
+    tokenizer_dir: str,
+    out_dir: str,
+    num_shards: int = 8,
+    num_workers: int = 2,
+    num_decoders: int = 1,
+    beam_flags: tuple[str, ...] = (),
 ) -> dict:
     """Writes the unit records of a manifest to `out_dir` and returns their index (also in `out_dir/index.json`).
 
     A recording that cannot be read is listed in `failures.jsonl` with its id, file and reason; records and failures add up to the
     manifest. Committed shards are skipped, so a second run finishes what a first one began.
+
+    Args:
+      manifest: of the recordings.
+      tokenizer_dir: the unit tokenizer.
+      out_dir: on many machines, a folder that all of them see.
+      num_shards: files, and pieces of work; more where one would hold over 2,000 recordings.
+      num_workers: 1 runs in this process, on its accelerator if it has one; from 2 on so many processes, on the CPU.
+      num_decoders: processes that decode sound, for each worker.
+      beam_flags: see `shards.run_shards`.
     """
-    manifest = str(manifest_path(manifest))
-    digest = hashlib.sha256(pathlib.Path(manifest).read_bytes()).hexdigest()
+    recordings = find_recordings(manifest, out_dir)
     fingerprint = _tokenizer.__wrapped__(tokenizer_dir).fingerprint
-    recordings = _recordings(manifest)
-    count = len(recordings)
-    if count == 0:
-        raise UserError(f"{manifest}: the manifest is empty; it needs one line a recording, with `audio`")
-    total = min(num_shards, count)
-    key = hashlib.sha256(f"{digest} {fingerprint} {total}".encode()).hexdigest()
-    make = functools.partial(
-        _extract_shard,
-        total=total,
-        manifest=os.path.abspath(manifest),
-        tokenizer_dir=os.path.abspath(tokenizer_dir),
-        out_dir=os.path.abspath(out_dir),
-        key=key,
+    total = min(max(num_shards, -(-recordings.count // UTTERANCES_A_SHARD)), recordings.count)
+    key = hashlib.sha256(f"{recordings.digest} {fingerprint} {total}".encode()).hexdigest()
+    places: dict[str, Any] = {"total": total, "manifest": recordings.manifest, "out_dir": os.path.abspath(out_dir)}
+    tokenizer_dir = os.path.abspath(tokenizer_dir)
+    summaries = shards.run_shards(
+        functools.partial(_extract_shard, **places, tokenizer_dir=tokenizer_dir, key=key, num_decoders=num_decoders),
+        out_dir,
+        total,
+        key,
+        num_workers,
+        f"units of {pathlib.Path(recordings.manifest).stem}",
+        beam_flags,
+        functools.partial(_stale, **places),
+        amount=lambda summary: summary["seconds"],
+        unit="s of sound",
     )
-    stale = functools.partial(_stale, stamps=[_stamp(recordings[i::total]) for i in range(total)])
-    summaries = shards.run_shards(make, out_dir, total, key, num_workers, f"units of {pathlib.Path(manifest).stem}", beam_flags, stale)
-    failures = [failure for summary in summaries for failure in summary["failures"]]
     index = {
         # With the shards' content in it: what is made from units of sound that has changed is made again.
         "key": hashlib.sha256(" ".join([key, *(summary["sha256"] for summary in summaries)]).encode()).hexdigest(),
         "fingerprint": fingerprint,
         "shards": total,
-        "utterances_in": count,
+        "utterances_in": recordings.count,
         "records": sum(summary["records"] for summary in summaries),
-        "failed": len(failures),
+        "failed": sum(len(summary["failures"]) for summary in summaries),
         "seconds_of_sound": round(sum(summary["seconds"] for summary in summaries), 3),
         **{name: _total(summary[name] for summary in summaries) for name in ("languages", "with_text", "with_english")},
     }
-    if index["records"] + index["failed"] != count:
-        raise UserError(f"{out_dir}: {index['records']} records and {index['failed']} failures for {count} utterances; delete the folder")
-    out = pathlib.Path(out_dir)
-    (out / "failures.jsonl").write_text("".join(json.dumps(f, ensure_ascii=False) + "\n" for f in failures))
-    write_json(out / "index.json", index)
+    if index["records"] + index["failed"] != recordings.count:
+        raise UserError(
+            f"{out_dir}: {index['records']} records and {index['failed']} failures for {recordings.count} utterances; delete the folder"
+        )
+    failures = (failure for summary in summaries for failure in summary["failures"])
+    (pathlib.Path(out_dir) / "failures.jsonl").write_text("".join(json.dumps(f, ensure_ascii=False) + "\n" for f in failures))
+    write_json(pathlib.Path(out_dir) / "index.json", index)
     return index
 
 
