@@ -226,7 +226,7 @@ def test_an_empty_side_is_an_error(tmp_path):
 def test_seqio_frames_examples_as_assembly_does():
     import tensorflow as tf
 
-    from tasks.unit_records import add_prefixes
+    from tasks.task import add_prefixes
     from xretrieval.data.preprocessors import framed
 
     example = {"inputs": np.arange(3, dtype=np.int32), "targets": np.arange(10, 12, dtype=np.int32), "pair_id": np.int64(2**40)}

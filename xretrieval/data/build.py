@@ -1,6 +1,7 @@
 """`data build`: runs every task of a mixture once, up to its cache placeholder, into token records; and the text tokenizer."""
 
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -17,12 +18,13 @@ from xretrieval.data.text_tokenizer import prefix_pieces, train_text_tokenizer
 from xretrieval.data.vocabulary import DEFAULT_TEMPLATE, Vocabulary
 from xretrieval.errors import UserError, read_json, write_json
 from xretrieval.progress import track
-from xretrieval.units.extract import read_index
 
 if TYPE_CHECKING:
     import seqio
+    import tensorflow as tf
 
 EXAMPLES_A_SHARD = 50_000
+_UNKNOWN_TOTAL = 0
 
 
 def text_tokenizer(
@@ -63,40 +65,46 @@ def build_key(task: str, split: str, vocabulary_fingerprint: str, source_key: st
     return hashlib.sha256(f"{task} {split} {vocabulary_fingerprint} {source_key}".encode()).hexdigest()
 
 
-def build(
-    mixture: "seqio.Mixture",
-    vocabulary: Vocabulary,
-    units_dir: str,
-    out_dir: str,
-    splits: Sequence[str] = ("train", "validation"),
-) -> dict:
-    """Writes the token records of every task and split; records that are there under the same build key stay.
+def build_records(mixture: "seqio.Mixture", vocabulary: Vocabulary, out_dir: str, splits: Sequence[str] = ("train", "validation")) -> dict:
+    """Writes the token records of every task and split that it has; records that are there under the same build key stay.
 
     Returns:
       {task: {split: number of examples}}.
     """
     tasks = sorted(mixture.tasks, key=lambda task: task.name)
-    jobs = [(task, split) for split in splits for task in tasks]
+    jobs = [(task, split) for split in splits for task in tasks if split in task.splits]
     counts: dict[str, dict[str, int]] = {task.name: {} for task in tasks}
     for task, split in track(jobs, len(jobs), "token records"):
-        key = build_key(task.name, split, vocabulary.fingerprint, read_index(os.path.join(units_dir, split))["key"])
+        key = build_key(task.name, split, vocabulary.fingerprint, task.source.key(split))
         counts[task.name][split] = _build_task(task, split, task_dir(out_dir, task.name, split), key, vocabulary)
     return counts
 
 
-def read_records(out_dir: str, task: str, split: str, vocabulary: Vocabulary, units_dir: str) -> records.TaskRecords:
+def open_records(out_dir: str, task: "seqio.Task", split: str, vocabulary: Vocabulary) -> records.TaskRecords:
     """The token records of a task.
 
     Raises:
-      UserError: there are none, or they were made with another text tokenizer or from other units: their IDs would mean something else.
+      UserError: there are none, or they were made with another text tokenizer or from other data: their IDs would mean something else.
     """
-    found = records.TaskRecords(task_dir(out_dir, task, split))
-    if found.key != build_key(task, split, vocabulary.fingerprint, read_index(os.path.join(units_dir, split))["key"]):
+    found = records.TaskRecords(task_dir(out_dir, task.name, split))
+    if found.key != build_key(task.name, split, vocabulary.fingerprint, task.source.key(split)):
         raise UserError(
-            f"{found.directory}: these token records were made with another text tokenizer, or from other units, than this run's; run "
+            f"{found.directory}: these token records were made with another text tokenizer, or from other units or texts, than this run's; run "
             f"`xretrieval data build` again, or give another records_dir"
         )
     return found
+
+
+def build(mixture: "seqio.Mixture", vocabulary: Vocabulary, units_dir: str, out_dir: str) -> dict:
+    """`build_records`; the tasks of the mixture know their unit records."""
+    return build_records(mixture, vocabulary, out_dir)
+
+
+def read_records(out_dir: str, task: str, split: str, vocabulary: Vocabulary, units_dir: str) -> records.TaskRecords:
+    """`open_records` of a task that is registered."""
+    import seqio
+
+    return open_records(out_dir, seqio.TaskRegistry.get(task), split, vocabulary)
 
 
 def task_dir(out_dir: str, task: str, split: str) -> str:
@@ -112,23 +120,35 @@ def _build_task(task: "seqio.Task", split: str, directory: str, key: str, vocabu
         pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{directory}: cannot be written ({error.strerror}); give another folder") from error
-    examples = list(_examples(task, split))
-    unknown = sum(vocabulary.has_unknown(e[side]) for e in examples for side in ("inputs", "targets"))
-    if unknown:
-        print(f"{task.name}, {split}: {unknown} of {2 * len(examples)} sides hold characters that the text tokenizer does not know")
-    blocks = [examples[i : i + EXAMPLES_A_SHARD] for i in range(0, len(examples), EXAMPLES_A_SHARD)]
-    lengths_N2 = np.array([(len(e["inputs"]), len(e["targets"])) for e in examples], np.int64).reshape(-1, 2)
-    for index, block in enumerate(blocks):
+    unknown = 0
+    lengths: list[np.ndarray] = []
+    sizes: list[int] = []
+    dataset = task.preprocess_precache(task.source.get_dataset(split, shuffle=False))
+    for block in _blocks(run_dataset(dataset, f"task {task.name}, {split}")):
+        unknown += sum(vocabulary.has_unknown(e[side]) for e in block for side in ("inputs", "targets"))
+        lengths.append(np.array([(len(e["inputs"]), len(e["targets"])) for e in block], np.int64))
         packed = [records.pack(e["inputs"], e["targets"], int(e["pair_id"])) for e in block]
-        shards.commit_shard(directory, index, len(blocks), key, packed, {})
-    records.write_index(directory, key, [len(block) for block in blocks], lengths_N2)
-    return len(examples)
+        # How many shards there will be is not known yet, and the examples of a task of millions are never all in memory.
+        shards.commit_shard(directory, len(sizes), _UNKNOWN_TOTAL, key, packed, {})
+        sizes.append(len(block))
+    for index in range(len(sizes)):
+        for path in (shards.data_path, shards.marker_path):
+            os.replace(path(directory, index, _UNKNOWN_TOTAL), path(directory, index, len(sizes)))
+    if unknown:
+        print(f"{task.name}, {split}: {unknown} of {2 * sum(sizes)} sides hold characters that the text tokenizer does not know")
+    records.write_index(directory, key, sizes, np.concatenate([np.empty((0, 2), np.int64), *lengths]))
+    return sum(sizes)
 
 
-def _examples(task: "seqio.Task", split: str) -> Iterator[dict]:
+def _blocks(examples: Iterator[dict]) -> Iterator[list[dict]]:
+    while block := list(itertools.islice(examples, EXAMPLES_A_SHARD)):
+        yield block
+
+
+def run_dataset(dataset: "tf.data.Dataset", what: str) -> Iterator[dict]:
+    """The examples of a dataset as NumPy; what our own functions raise in it is a UserError that names `what`."""
     import tensorflow as tf
 
-    dataset = task.preprocess_precache(task.source.get_dataset(split, shuffle=False))
     try:
         yield from dataset.as_numpy_iterator()
     except tf.errors.OpError as error:
@@ -136,4 +156,4 @@ def _examples(task: "seqio.Task", split: str) -> Iterator[dict]:
         ours = re.search(r"UserError: (.+)", error.message)
         if not ours:
             raise
-        raise UserError(f"task {task.name}, {split}: {ours[1]}") from error
+        raise UserError(f"{what}: {ours[1]}") from error

@@ -1,39 +1,63 @@
-"""What an example is, as plain functions: from a unit record to a pair, from a pair to rows of tokens."""
+"""What an example is, as plain functions: from a sentence to its pairs, from a pair to rows of tokens."""
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from xretrieval.data.order import keyed_hash
 from xretrieval.data.records import pair_id
 
-if TYPE_CHECKING:  # both bring much along that the processes of `plan.py` do without
-    from xretrieval.data.vocabulary import Vocabulary
-    from xretrieval.units.extract import UnitRecord
+if TYPE_CHECKING:  # brings much along that the processes of `plan.py` do without
+    from xretrieval.corpora.manifest import Utterance
 
 SPEECH_TO_TEXT = "speech_to_text"
+SPEECH_TO_ENGLISH = "speech_to_english"
 TEXT_TO_ENGLISH = "text_to_english"
-KINDS = (SPEECH_TO_TEXT, TEXT_TO_ENGLISH)
+TEXT_TO_TEXT = "text_to_text"
+KINDS = (SPEECH_TO_TEXT, SPEECH_TO_ENGLISH, TEXT_TO_ENGLISH, TEXT_TO_TEXT)
+SPEECH_KINDS = (SPEECH_TO_TEXT, SPEECH_TO_ENGLISH)
 _NEUTRAL, _WHICH = 2**32, 2**32 + 1  # draws of a pair beside those of its tokens, whose numbers are their places
 
 
-def to_pairs(records: Iterable["UnitRecord"], kind: str, vocabulary: "Vocabulary") -> Iterator[dict]:
-    """Pairs of one kind: `inputs` (int32 IDs of speech, or text), `targets` (text), `pair_id`.
+class Sentence(NamedTuple):
+    """One utterance, as little of it as pairs are made of.
 
-    A sentence spoken several times gives one text pair; a record without an English translation gives none, one without text neither.
+    Attributes:
+      pair_id: of its meaning.
+      text: what is said.
+      translation: into English, or in a corpus of texts into the other language; empty where there is none.
+      sound: its units, or where to find it.
+    """
+
+    pair_id: np.int64
+    text: str
+    translation: str
+    sound: Any = None
+
+    @classmethod
+    def of(cls, utterance: "Utterance", translation: str | None, sound: Any = None) -> "Sentence":
+        return cls(np.int64(pair_id(utterance.sentence_id)), utterance.text, translation or "", sound)
+
+
+def to_pairs(sentences: Iterable[Sentence], kind: str) -> Iterator[dict]:
+    """Pairs of one kind: `inputs` (a sentence's sound, or text), `targets` (text), `pair_id`.
+
+    A sentence spoken several times gives one pair of texts; one without the text that a kind wants gives none, and one without a
+    transcript none at all.
     """
     seen = set()
-    for record in records:
-        utterance = record.utterance
-        pair = np.int64(pair_id(utterance.sentence_id))
-        if not utterance.text:
+    for sentence in sentences:
+        target = sentence.text if kind == SPEECH_TO_TEXT else sentence.translation
+        if not sentence.text or not target:
             continue
-        if kind == SPEECH_TO_TEXT:
-            yield {"inputs": vocabulary.encode_units(record.units), "targets": utterance.text, "pair_id": pair}
-        elif utterance.english and (utterance.text, utterance.english) not in seen:
-            seen.add((utterance.text, utterance.english))
-            yield {"inputs": utterance.text, "targets": utterance.english, "pair_id": pair}
+        if kind not in SPEECH_KINDS:
+            # A hash takes less room than two texts: some corpora have millions.
+            both = pair_id(f"{sentence.text}\0{target}")
+            if both in seen:
+                continue
+            seen.add(both)
+        yield {"inputs": sentence.sound if kind in SPEECH_KINDS else sentence.text, "targets": target, "pair_id": sentence.pair_id}
 
 
 def uniform(*key: int | np.ndarray) -> np.ndarray:
