@@ -15,8 +15,8 @@ from typing import BinaryIO
 import numpy as np
 import soxr
 
+from xretrieval.corpora import container_parts, containers, libsndfile
 from xretrieval.corpora import decoder_messages as messages
-from xretrieval.corpora import libsndfile
 from xretrieval.corpora.source import Source, Unreadable
 
 _PROGRESS_SECONDS = 60
@@ -34,11 +34,11 @@ def main() -> None:
     with os.fdopen(os.dup(1), "wb", buffering=0) as out:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         _send(out, messages.READY)
-        baseline = _address_space()
+        memory = _Memory()
         try:
             request = _read()
             while request:
-                request = _answer(request, out, baseline) or _read()
+                request = _answer(request, out, memory) or _read()
         except BrokenPipeError:
             return
         except MemoryError:
@@ -51,19 +51,42 @@ def _read() -> dict:
     return json.loads(sys.stdin.buffer.readline() or b"{}")
 
 
-def _address_space() -> int:
-    with open("/proc/self/statm", "rb") as file:
-        return int(file.read().split()[0]) * resource.getpagesize()
+class _Memory:
+    """What this process may take beyond its libraries."""
+
+    def __init__(self):
+        self._libraries = self._taken()
+
+    @staticmethod
+    def _taken() -> int:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[0]) * resource.getpagesize()
+
+    def limit(self, size: int) -> None:
+        _, most = resource.getrlimit(resource.RLIMIT_AS)
+        wanted = self._libraries + size
+        resource.setrlimit(resource.RLIMIT_AS, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))
+
+    def load_pyav(self, size: int) -> None:
+        """Only a file that needs it pays for it."""
+        if "av" not in sys.modules:
+            _, most = resource.getrlimit(resource.RLIMIT_AS)
+            resource.setrlimit(resource.RLIMIT_AS, (most, most))
+            before = self._taken()
+            containers.load_pyav()
+            self._libraries += self._taken() - before
+            self.limit(size)
 
 
-def _answer(request: dict, out: BinaryIO, baseline: int) -> dict:
+def _answer(request: dict, out: BinaryIO, memory: _Memory) -> dict:
     """Opens a file, and decodes it if that is what comes next; otherwise returns what came: the next request."""
-    _, most = resource.getrlimit(resource.RLIMIT_AS)
-    memory = baseline + request["memory"]
-    resource.setrlimit(resource.RLIMIT_AS, (memory if most == resource.RLIM_INFINITY else min(memory, most), most))
+    memory.limit(request["memory"])
     _limit_time(request["seconds"])
     try:
-        with _open(request["file"]) as source:
+        kind = _kind(request["file"])
+        if kind:
+            memory.load_pyav(request["memory"])
+        with containers.open_sound(request["file"], kind) if kind else libsndfile.open_sound(request["file"]) as source:
             frames = -1 if source.frames is None else source.frames
             _send(out, messages.OPENED, messages.OPENED_FIELDS.pack(source.sampling_rate, source.channels, frames))
             wanted = _read()
@@ -91,8 +114,8 @@ def _limit_time(seconds: float) -> None:
     signal.setitimer(signal.ITIMER_PROF, seconds + _GRACE_SECONDS)
 
 
-def _open(path: str):
-    """The source in `path`, by its first bytes: a name can say anything.
+def _kind(path: str) -> str | None:
+    """The container in `path`, or None for what libsndfile reads; by its first bytes: a name can say anything.
 
     Raises:
       Unreadable: it is no file, or of no format that is read.
@@ -108,10 +131,13 @@ def _open(path: str):
     if not head:
         raise Unreadable("the file is empty; copy it again or leave it out")
     if head.startswith(_MAGIC) or (len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0):
-        return libsndfile.open_sound(path)
-    kind = _OTHERS.get(head[:4])
-    if kind:
-        raise Unreadable(f"{kind} is not read; convert it to WAV, FLAC, Ogg or MP3")
+        return None
+    container = container_parts.kind(head)
+    if container:
+        return container
+    other = _OTHERS.get(head[:4])
+    if other:
+        raise Unreadable(f"{other} is not read; convert it to WAV, FLAC, Ogg or MP3")
     raise Unreadable(
         "not a sound file, or damaged at its beginning; WAV, FLAC, Ogg, MP3, MP4 and WebM are read: convert it or copy it again"
     )

@@ -64,6 +64,10 @@ class Decoder:
             self.kill()
             raise
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def alive(self) -> bool:
         return self._process.poll() is None
 
@@ -119,9 +123,9 @@ class Decoder:
 
 
 def _environment() -> dict[str, str]:
-    """Lets the process import what this one imports, from the same places."""
+    """Lets the process import what this one imports, from the same places, but for whatever the working directory is by now."""
     package = str(pathlib.Path(__file__).parents[2])
-    places = [os.path.abspath(place) for place in sys.path]
+    places = [os.path.abspath(place) for place in sys.path if place]
     paths = os.pathsep.join([*places, *([] if package in places else [package])])
     # NumPy's BLAS would start threads, which nothing here uses.
     return {**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"}
@@ -171,7 +175,14 @@ def _drop(decoder: Decoder) -> None:
     decoder.kill()
 
 
-def _kill_all() -> None:
+def pids() -> list[int]:
+    """Of the processes that there are."""
+    with _lock:
+        return [decoder.pid for decoder in _alive]
+
+
+def kill_all() -> None:
+    """Ends the processes, which nothing is being decoded by; the next file starts one anew."""
     for decoder in tuple(_alive):
         _drop(decoder)
     _idle.clear()
@@ -186,5 +197,5 @@ def _after_fork() -> None:
     _idle.clear()
 
 
-atexit.register(_kill_all)
+atexit.register(kill_all)
 os.register_at_fork(after_in_child=_after_fork)
