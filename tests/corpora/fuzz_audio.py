@@ -31,10 +31,12 @@ _REASONS = [
     "memory",
     "at most",
     "at a time",
+    "at least",
     "damaged",
     "header",
     "no sound",
     "not a sound file",
+    "not a finite number",
     "cannot be decoded",
 ]
 _NUMBERS = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 655_350, 2**24 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1]

@@ -203,8 +203,20 @@ def test_an_mp3_without_a_length_is_read_to_its_end_or_not_at_all(tmp_path):
     soundfile.write(tmp_path / "variable.mp3", swelling_T, 44_100, bitrate_mode="VARIABLE")
     assert inspect_audio(tmp_path / "variable.mp3").frames == 882_000
     without_first_frame(tmp_path / "variable.mp3")
+    assert 0 <= inspect_audio(tmp_path / "variable.mp3").frames - 882_000 < 3 * 1_152
+    # A length guessed from a high bit rate at the beginning is too short, and there the decoder would stop.
+    soundfile.write(tmp_path / "variable.mp3", swelling_T[::-1], 44_100, bitrate_mode="VARIABLE")
+    without_first_frame(tmp_path / "variable.mp3")
     with pytest.raises(UserError, match="wrong length"):
         load_audio(tmp_path / "variable.mp3")
+
+
+def test_a_long_mp3_without_a_length_is_read_to_its_end(tmp_path):
+    soundfile.write(tmp_path / "a.mp3", noise(10.0, 44_100), 44_100, bitrate_mode="CONSTANT", compression_level=0.5)
+    without_first_frame(tmp_path / "a.mp3")
+    (tmp_path / "a.mp3").write_bytes((tmp_path / "a.mp3").read_bytes() * 30)  # libsndfile guesses 0.5 s too much
+    assert inspect_audio(tmp_path / "a.mp3").frames == 30 * 384 * 1_152
+    assert len(load_audio(tmp_path / "a.mp3", start=299.0)) == round((30 * 384 * 1_152 / 44_100 - 299.0) * 16_000)
 
 
 def test_mp3_tags_are_not_sound(tmp_path):

@@ -15,8 +15,8 @@ from xretrieval.errors import UserError
 
 __all__ = ["AudioLimits", "Sound", "SoundInfo", "inspect_audio", "load_all", "load_audio", "load_sound", "locate_segment"]
 
-# The end of a resampled sound: rounding, and what the resampler adds at most.
-_RESAMPLER_SLACK = 1_024
+# So much more than was asked for is rounding, and the padding of an MP3 whose length had to be guessed.
+_SLACK_SECONDS = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ def load_sound(
                 raise segments.too_long(path, rate, channels, limits)
         else:
             first, count = locate_segment(path, SoundInfo(rate, channels, opened.frames), start, duration, limits)
-        most = (count or longest) * target_rate // rate + _RESAMPLER_SLACK
+        most = round(((count or longest) / rate + _SLACK_SECONDS) * target_rate)
         samples_T, end = opened.samples(first, count, target_rate, most)
         if len(samples_T) > most:
             raise segments.too_long(path, rate, channels, limits)

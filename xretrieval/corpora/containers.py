@@ -59,7 +59,9 @@ def open_sound(path: str, kind: str) -> Iterator[Source]:
             if kind == "mp4":
                 declared = float(stream.duration * stream.time_base) if stream.duration else None
                 least = declared
-            else:  # one length for all its streams
+            else:  # one length for all its streams, from time 0 on
+                if declared is not None and first.pts:
+                    declared -= float(first.pts * first.time_base)
                 least = declared if len(container.streams) == 1 else None
             chunks = functools.partial(_chunks, itertools.chain([first], frames), least, declared)
             yield Source(first.sample_rate, first.layout.nb_channels, None, lambda *_: chunks())

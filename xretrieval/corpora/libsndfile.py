@@ -31,10 +31,13 @@ def open_sound(path: str) -> Iterator[Source]:
       Unreadable: the file is damaged or of another format; also from within the block.
     """
     try:
-        with soundfile.SoundFile(path) as sound:
+        with soundfile.SoundFile(os.fsencode(path)) as sound:
             _check_header(path, sound)
             held = _check_whole(path, sound)
-            yield Source(sound.samplerate, sound.channels, sound.frames, functools.partial(_chunks, sound, held))
+            guessed = held is not None and not held.declared
+            frames = held.frames if held and guessed else sound.frames
+            chunks = functools.partial(_chunks, sound, frames, _MP3_SLACK if guessed else 0)
+            yield Source(sound.samplerate, sound.channels, frames, chunks)
     except soundfile.LibsndfileError as error:
         reason = error.error_string.removeprefix("Error : ").strip().rstrip(".")
         raise Unreadable(
@@ -67,11 +70,7 @@ def _check_whole(path: str, sound: soundfile.SoundFile) -> Mp3Length | None:
     """Nothing in the file lies beyond what the decoder will read. Gives the length of an MP3."""
     stat = os.stat(path)
     held = _scan(path, sound.format, stat.st_size, stat.st_mtime_ns)
-    if isinstance(held, Mp3Length):
-        beyond = held.frames > sound.frames + _MP3_SLACK or (not held.declared and held.frames < sound.frames - _MP3_SLACK)
-    else:
-        beyond = held
-    if beyond:
+    if (held.frames > sound.frames + _MP3_SLACK) if isinstance(held, Mp3Length) else held:
         raise Unreadable(_MORE)
     return held if isinstance(held, Mp3Length) else None
 
@@ -90,22 +89,23 @@ def _scan(path: str, file_format: str, size: int, modified: int) -> Mp3Length | 
         return flac.joined(file)
 
 
-def _chunks(sound: soundfile.SoundFile, held: Mp3Length | None, first: int, count: int) -> Iterator[np.ndarray]:
+def _chunks(sound: soundfile.SoundFile, frames: int, slack: int, first: int, count: int) -> Iterator[np.ndarray]:
     """See `Source.chunks`. The header is believed only so far as the decoder confirms it.
 
-    The one exception is the end of an MP3 that does not declare its length: it is where the decoder finds it.
+    With `slack`, that of an MP3 that does not declare its length, the end of the file is where the decoder finds it, so near to `frames`.
     """
-    slack = _MP3_SLACK if held and not held.declared and first + count == sound.frames else 0
+    if first + count < frames:
+        slack = 0
     if first:
         sound.seek(first)
     left = count
-    while left:
-        chunk_TC = sound.read(min(left, CHUNK_FRAMES), dtype="float32", always_2d=True)
+    while left + slack:
+        chunk_TC = sound.read(min(left + slack, CHUNK_FRAMES), dtype="float32", always_2d=True)
         if not len(chunk_TC) and left <= slack:
             return
         # Decoders step over broken parts and end early.
         if not len(chunk_TC):
             at = (first + count - left) / sound.samplerate
-            raise Unreadable(f"damaged near {at:.3f} s of {sound.frames / sound.samplerate:.3f} s; copy it again")
+            raise Unreadable(f"damaged near {at:.3f} s of {frames / sound.samplerate:.3f} s; copy it again")
         left -= len(chunk_TC)
         yield mono(chunk_TC)
