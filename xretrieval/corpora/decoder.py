@@ -5,6 +5,7 @@ with them but this process. It ends when its parent does.
 """
 
 import json
+import math
 import os
 import resource
 import signal
@@ -20,6 +21,8 @@ from xretrieval.corpora import decoder_messages as messages
 from xretrieval.corpora.source import Source, Unreadable
 
 _PROGRESS_SECONDS = 60
+# Of one message: as much as the pipe holds, so that the two processes wake each other seldom.
+_MESSAGE_SAMPLES = 240_000
 # What the parent, if it lives, takes to stop a decoder that hangs: after that, the kernel does.
 _GRACE_SECONDS = 10
 # First bytes of what libsndfile may see: its many other parsers never meet a file.
@@ -147,29 +150,38 @@ def _decode(source: Source, wanted: dict, out: BinaryIO, seconds: float) -> None
     """Sends the segment of `count` frames from `first` on (-1: up to the end) at `rate`; without a rate, nothing but that it was decoded."""
     first, count, rate = wanted["first"], wanted["count"], wanted["rate"]
     resampler = soxr.ResampleStream(source.sampling_rate, rate, 1, dtype="float32", quality="HQ") if rate else None
-    end = first + count if count >= 0 else float("inf")
+    end = first + count if count >= 0 else math.inf
     at = first if source.frames is not None else 0
-    reported = at
+    reported, kept, num_kept = at, [], 0
     for chunk_T in source.chunks(first, count):
         low, high = max(first - at, 0), min(end - at, len(chunk_T))
         at += len(chunk_T)
         if resampler and low < high:
-            _send(out, messages.SAMPLES, resampler.resample_chunk(chunk_T[low : int(high)]))
+            kept.append(resampler.resample_chunk(chunk_T[low : int(high)]))
+            num_kept += len(kept[-1])
             reported = at
+            if num_kept >= _MESSAGE_SAMPLES:
+                _send(out, messages.SAMPLES, *kept)
+                kept, num_kept = [], 0
         elif at - reported >= _PROGRESS_SECONDS * source.sampling_rate:
             _send(out, messages.PROGRESS)
             _limit_time(seconds)
             reported = at
     if resampler and at > first:
-        _send(out, messages.SAMPLES, resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+        _send(out, messages.SAMPLES, *kept, resampler.resample_chunk(np.zeros(0, np.float32), last=True))
     _send(out, messages.DONE, messages.DONE_FIELDS.pack(at))
 
 
-def _send(out: BinaryIO, kind: bytes, content: bytes | np.ndarray = b"") -> None:
-    view = memoryview(content).cast("B") if len(content) else memoryview(b"")
-    for part in (memoryview(messages.HEADER.pack(kind, len(view))), view):
-        while part:
-            part = part[out.write(part) :]
+def _send(out: BinaryIO, kind: bytes, *contents: bytes | np.ndarray) -> None:
+    """Sends one message; its contents are not copied together first."""
+    views = [memoryview(content).cast("B") for content in contents if len(content)]
+    parts = [memoryview(messages.HEADER.pack(kind, sum(map(len, views)))), *views]
+    while parts:
+        written = os.writev(out.fileno(), parts)
+        while parts and written >= len(parts[0]):
+            written -= len(parts.pop(0))
+        if parts:
+            parts[0] = parts[0][written:]
 
 
 if __name__ == "__main__":

@@ -127,8 +127,14 @@ def _environment() -> dict[str, str]:
     package = str(pathlib.Path(__file__).parents[2])
     places = [os.path.abspath(place) for place in sys.path if place]
     paths = os.pathsep.join([*places, *([] if package in places else [package])])
+    # glibc would give the buffers of every chunk back to the system and fetch them again, a quarter of the time for a WAV.
+    tunables = [
+        *filter(None, [os.environ.get("GLIBC_TUNABLES")]),
+        "glibc.malloc.mmap_threshold=33554432",
+        "glibc.malloc.trim_threshold=67108864",
+    ]
     # NumPy's BLAS would start threads, which nothing here uses.
-    return {**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"}
+    return {**os.environ, "PYTHONPATH": paths, "GLIBC_TUNABLES": ":".join(tunables), "OPENBLAS_NUM_THREADS": "1"}
 
 
 _lock = threading.Lock()

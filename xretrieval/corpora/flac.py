@@ -7,8 +7,8 @@ from typing import BinaryIO
 _RATES = {1: 88_200, 2: 176_400, 3: 192_000, 4: 8_000, 5: 16_000, 6: 22_050, 7: 24_000, 8: 32_000, 9: 44_100, 10: 48_000, 11: 96_000}
 # A rate that is written out, by its code: bytes, and what they count in Hz.
 _WRITTEN = {12: (1, 1_000), 13: (2, 1), 14: (2, 10)}
-# What begins a file: the marker and the first block, of 34 bytes, which is the last one or not.
-_STARTS = (b"fLaC\x00\x00\x00\x22", b"fLaC\x80\x00\x00\x22")
+# What begins a file: the marker, and the header of the first block, the last one or not, of 34 bytes.
+_MARKER, _FIRST_BLOCKS = b"fLaC", (b"\x00\x00\x00\x22", b"\x80\x00\x00\x22")
 _SCAN_BYTES = 2**20
 _LONGEST_HEADER = 16
 _LONGEST_BLOCK = 65_535
@@ -69,9 +69,11 @@ def joined(file: BinaryIO) -> bool:
     kept = b""
     while block := file.read(_SCAN_BYTES):
         kept += block
-        if any(start in kept for start in _STARTS):
-            return True
-        kept = kept[1 - len(_STARTS[0]) :]
+        at = -1
+        while (at := kept.find(_MARKER, at + 1)) >= 0:
+            if kept[at + 4 : at + 8] in _FIRST_BLOCKS:
+                return True
+        kept = kept[-7:]
     return False
 
 
