@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -135,19 +136,29 @@ EXTRACT = "import sys; from xretrieval.units.extract import extract; extract(*sy
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path, workers):
-    """Twenty kills at moments that are drawn, each of the whole process group; then it runs to its end."""
+    """Kills of the whole process group, each a drawn moment after a drawn number of shards; what is finished is begun anew."""
     manifest, tokenizer = make(tmp_path, 240, seconds=1.0)
     lib.extract(manifest, tokenizer, str(tmp_path / "whole"), num_shards=12, num_workers=1)
     rng = np.random.default_rng(workers)
     command = [sys.executable, "-c", EXTRACT, manifest, tokenizer, str(tmp_path / "out"), str(workers)]
-    kills = 0
+    kills, committed = 0, set()
     for _ in range(20):
         process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
-        time.sleep(rng.uniform(2.0, 6.0 + 4.0 * workers))
-        kills += process.poll() is None
-        os.killpg(process.pid, signal.SIGKILL)
+        wanted = int(rng.integers(13))
+        while len(list((tmp_path / "out").glob("shard-*.json"))) < wanted and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0.0, 0.3 if wanted else 6.0))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            kills += 1
         process.wait()
-    assert kills >= 3, "the machine was too quick to be interrupted"
+        done = len(list((tmp_path / "out").glob("shard-*.json")))
+        committed.add(done)
+        if done == 12:
+            shutil.rmtree(tmp_path / "out")
+    print(f"{kills} kills, after {sorted(committed)} shards")
+    assert kills >= 5
+    assert len(committed) >= 3, "the kills came too early or too late"
     lib.extract(manifest, tokenizer, str(tmp_path / "out"), num_shards=12, num_workers=workers)
     assert content(tmp_path / "out", 12) == content(tmp_path / "whole", 12)
     assert len(list(lib.read_unit_records(tmp_path / "out"))) == 240
