@@ -7,7 +7,7 @@ import pytest
 import soundfile
 import soxr
 
-from xretrieval.corpora.audio import inspect_audio, load_audio
+from xretrieval.corpora.audio import AudioLimits, inspect_audio, load_audio
 from xretrieval.corpora.mpeg import mp3_length
 from xretrieval.errors import UserError
 
@@ -158,6 +158,14 @@ def test_limits(tmp_path):
         load_audio(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("max_seconds", 0.0), ("max_channels", -1), ("timeout_seconds", math.inf), ("max_pcm_bytes", "1 GB")]
+)
+def test_limits_that_make_no_sense(name, value):
+    with pytest.raises(UserError, match=rf"AudioLimits\.{name} = .*must be"):
+        AudioLimits(**{name: value})
+
+
 def test_what_is_no_sound_file_is_named_with_the_reason(tmp_path):
     (tmp_path / "empty.wav").touch()
     (tmp_path / "text.wav").write_text("no sound at all" * 100)
@@ -216,6 +224,7 @@ def test_a_long_mp3_without_a_length_is_read_to_its_end(tmp_path):
     without_first_frame(tmp_path / "a.mp3")
     (tmp_path / "a.mp3").write_bytes((tmp_path / "a.mp3").read_bytes() * 30)  # libsndfile guesses 0.5 s too much
     assert inspect_audio(tmp_path / "a.mp3").frames == 30 * 384 * 1_152
+    assert len(load_audio(tmp_path / "a.mp3", start=150.0, duration=2.0)) == 32_000
     assert len(load_audio(tmp_path / "a.mp3", start=299.0)) == round((30 * 384 * 1_152 / 44_100 - 299.0) * 16_000)
 
 

@@ -71,6 +71,11 @@ def test_limits_hold_while_decoding(tmp_path):
         load_audio(tmp_path / "a.m4a", duration=4.0, limits=AudioLimits(max_pcm_bytes=3 * 16_000 * 2 * 4))
     assert len(load_audio(tmp_path / "a.m4a", 1.0, 2.0, limits=AudioLimits(max_seconds=2.0))) == 32_000
     assert inspect_audio(tmp_path / "a.m4a", AudioLimits(max_seconds=2.0)).seconds >= 5.0
+    decoder_process.kill_all()
+    write(tmp_path / "long.m4a", "aac", np.zeros((8_000 * 200, 1), np.float32), 8_000)
+    with pytest.raises(UserError, match="more than 2 s of sound"):
+        load_audio(tmp_path / "long.m4a", limits=AudioLimits(max_seconds=2.0))
+    assert decoder_process.pids() == []  # it was stopped on the way
     write(tmp_path / "b.m4a", "aac", noise(1.0, 16_000, channels=6), 16_000)
     with pytest.raises(UserError, match="6 channels, at most 2"):
         load_audio(tmp_path / "b.m4a", limits=AudioLimits(max_channels=2))
@@ -150,6 +155,24 @@ def test_a_file_with_spoilt_bytes_is_an_error(tmp_path, name, codec):
     (tmp_path / name).write_bytes(bytes(data))
     with pytest.raises(UserError, match=r"a\.m.*damaged"):
         load_audio(tmp_path / name)
+
+
+def test_one_wrong_bit_in_lossless_sound_is_an_error(tmp_path):
+    write(tmp_path / "a.mkv", "flac", noise(2.0, 16_000), 16_000)
+    data = (tmp_path / "a.mkv").read_bytes()
+    for at in range(len(data) // 4, len(data) * 3 // 4, len(data) // 20):
+        (tmp_path / "a.mkv").write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
+        with pytest.raises(UserError, match="damaged"):
+            load_audio(tmp_path / "a.mkv")
+
+
+def test_an_index_that_reaches_beyond_the_end_is_an_error(tmp_path):
+    path = tmp_path / "a.mp4"
+    write(path, "aac", noise(3.0, 16_000), 16_000, options={"movflags": "faststart"})
+    packets = struct.unpack(">I", path.read_bytes()[path.read_bytes().index(b"stsz") + 12 :][:4])[0]
+    patched(path, b"stsz", 12 + 4 * (packets - 1), struct.pack(">I", 5_000))  # bytes of the last packet
+    with pytest.raises(UserError, match=r"a\.mp4: damaged: a part of its sound is cut off"):
+        load_audio(path)
 
 
 def test_a_container_that_names_other_files_is_not_followed(tmp_path):

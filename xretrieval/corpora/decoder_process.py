@@ -45,7 +45,6 @@ class Decoder:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # what decoders print about damage; the reasons come as messages
             bufsize=0,
-            cwd="/",
             env=_environment(),
             start_new_session=True,  # a terminal sends Ctrl-C to the session of the parent
         )

@@ -92,7 +92,7 @@ def _scan(path: str, file_format: str, size: int, modified: int) -> Mp3Length | 
 def _chunks(sound: soundfile.SoundFile, frames: int, slack: int, first: int, count: int) -> Iterator[np.ndarray]:
     """See `Source.chunks`. The header is believed only so far as the decoder confirms it.
 
-    With `slack`, that of an MP3 that does not declare its length, the end of the file is where the decoder finds it, so near to `frames`.
+    With `slack`, that of an MP3 that does not declare its length, the end of the file may be found so much earlier than at `frames`.
     """
     if first + count < frames:
         slack = 0
@@ -108,4 +108,6 @@ def _chunks(sound: soundfile.SoundFile, frames: int, slack: int, first: int, cou
             at = (first + count - left) / sound.samplerate
             raise Unreadable(f"damaged near {at:.3f} s of {frames / sound.samplerate:.3f} s; copy it again")
         left -= len(chunk_TC)
+        if left < 0:
+            raise Unreadable(_MORE)
         yield mono(chunk_TC)

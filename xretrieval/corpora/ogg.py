@@ -22,10 +22,9 @@ def check(file: BinaryIO) -> None:
     while head := file.read(_HEADER_BYTES):
         if flags & _END or (number and head[5:6] == b"\2"):
             raise Unreadable("holds more than its header says (files joined, or several streams); convert it once more")
-        size = head[26] if len(head) == _HEADER_BYTES else 0
-        table = file.read(size)
+        table = file.read(head[26]) if len(head) == _HEADER_BYTES else b""
         content = file.read(sum(table))
-        if head[:4] != b"OggS" or len(table) < size or len(content) < sum(table):
+        if head[:4] != b"OggS" or head[26:] != bytes([len(table)]) or len(content) < sum(table):
             raise Unreadable(f"damaged at byte {at} (its page {number} is cut off or broken); copy it again")
         page = head[:22] + bytes(4) + head[26:] + table + content
         if int.from_bytes(head[18:22], "little") != number or _checksum(page) != int.from_bytes(head[22:26], "little"):

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 
-from xretrieval.errors import UserError
+from xretrieval.errors import UserError, check_fields
 
 # The shortest sound that can mean something: less is a click or a mistake in the manifest.
 MIN_SECONDS = 0.05
@@ -35,6 +35,7 @@ class AudioLimits:
     timeout_seconds: float = 120.0
 
     def __post_init__(self):
+        check_fields(self)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if not 0 < value < math.inf:
