@@ -208,7 +208,7 @@ def fuzz(count: int, seed: int, folder: pathlib.Path, decoders: int = 2) -> Outc
         counts[outcome] += 1
         if not right:
             wrong.append(f"{path.name} ({name}): {result if isinstance(result, UserError) else f'{len(result.samples_T)} samples'}")
-        if outcome in ("error: died", "error: took too long", "error: memory", "error: other"):
+        if outcome in ("error: died", "error: took too long", "error: memory", "error: cannot be decoded", "error: other"):
             print(f"{path.name} ({name}): {result}", file=sys.stderr)
         path.unlink()
         peak = max(peak, *map(memory_mib, decoder_process.pids()), 0.0)
@@ -236,7 +236,11 @@ def main() -> None:
     for name, count in found.counts.most_common():
         print(f"{count:7,d}  {name}")
     print(f"{found.counts.total():7,d}  files in {found.seconds:.1f} s")
-    print(f"most memory of a decoder {found.decoder_mib:.0f} MiB, this process grew by {found.parent_mib:.0f} MiB")
+    decoder_process.kill_all()
+    peak = max(
+        found.decoder_mib, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    )  # also of those that were killed on the way
+    print(f"most memory of a decoder {peak:.0f} MiB, this process grew by {found.parent_mib:.0f} MiB")
     for line in found.wrong:
         print(f"WRONG: {line}")
     sys.exit(bool(found.wrong))

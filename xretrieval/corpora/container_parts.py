@@ -60,7 +60,7 @@ def _check_elements(file: BinaryIO, file_size: int) -> float | None:
         if at and name == _EBML:
             raise Unreadable(_JOINED)
         if name == _INFO and size is not None:
-            seconds = _declared(file, start, start + size)
+            seconds = _declared(file, start, start + size, file_size)
         # The segment's parts follow one another as it does; so do those of a cluster of unknown size, written while it was recorded.
         at = start if size is None or name == _SEGMENT else start + size
         end = max(end, start + (size or 0))
@@ -69,7 +69,7 @@ def _check_elements(file: BinaryIO, file_size: int) -> float | None:
     return seconds
 
 
-def _declared(file: BinaryIO, at: int, end: int) -> float | None:
+def _declared(file: BinaryIO, at: int, end: int, file_size: int) -> float | None:
     """Seconds in the segment's information."""
     scale, duration = 1_000_000, None
     while at < end:
@@ -78,7 +78,7 @@ def _declared(file: BinaryIO, at: int, end: int) -> float | None:
             break
         if name == _TIMESTAMP_SCALE:
             scale = int.from_bytes(_read(file, start, min(size, 8)))
-        elif name == _DURATION and size in (4, 8):
+        elif name == _DURATION and size in (4, 8) and start + size <= file_size:
             (duration,) = struct.unpack(">f" if size == 4 else ">d", _read(file, start, size))
         at = start + size
     return None if duration is None else duration * scale / 1e9

@@ -47,6 +47,8 @@ class Decoding:
             if received > most:
                 return np.concatenate(parts), 0
         end = self._done(message)
+        if len(parts) == 1:  # the rule: up to 15 s
+            return parts[0], end
         return np.concatenate(parts) if parts else np.empty(0, np.float32), end
 
     def count(self) -> int:

@@ -6,6 +6,8 @@ silence: files that were joined, or written without that length at a variable bi
 
 import dataclasses
 import functools
+import os
+from collections.abc import Iterator
 from typing import BinaryIO
 
 _KBITS = {
@@ -27,15 +29,12 @@ class Mp3Length:
 
 def mp3_length(file: BinaryIO) -> Mp3Length:
     """Walks the MPEG layer III frames of a file, over tags and garbage between them, with a window of it in memory."""
-    data, at, total, declared = _Window(file), _after_id3(file), 0, False
-    while (at := _next_frame(data, at)) >= 0:
-        size, samples = _header(data[at : at + 3])
-        first = total == 0 and not declared
-        if first and any(mark in data[at : at + size] for mark in (b"Xing", b"Info", b"VBRI")):
+    data, total, declared = _Window(file), 0, False
+    for at, size, samples in _frames(data, _after_id3(file)):
+        if not total and not declared and any(mark in data[at : at + size] for mark in (b"Xing", b"Info", b"VBRI")):
             declared = True  # that frame is all header, no sound
         else:
             total += samples
-        at += size
     return Mp3Length(total, declared)
 
 
@@ -44,6 +43,7 @@ class _Window:
 
     def __init__(self, file: BinaryIO):
         self._file = file
+        self.size = file.seek(0, os.SEEK_END)
         self._base = 0
         self._bytes = b""
 
@@ -81,16 +81,20 @@ def _after_id3(file: BinaryIO) -> int:
     return 10 + size
 
 
-def _next_frame(data: _Window, at: int) -> int:
-    """Where the next frame begins that ends at another frame or at the end of the file; -1 where there is none."""
-    while (at := data.find(b"\xff", at)) >= 0:
-        size, _ = _header(data[at : at + 3])
-        if size:
-            after = data[at + size - 1 : at + size + 3]  # its last byte, and the next header
-            if len(after) == 1 or (len(after) > 1 and (_header(after[1:])[0] or after[1:] == b"TAG")):
-                return at
-        at += 1
-    return -1
+def _frames(data: _Window, at: int) -> Iterator[tuple[int, int, int]]:
+    """(place, bytes, samples of each channel) of each frame: what begins like one and ends at another, at a tag, or at the end of the file."""
+    size, samples = 0, 0
+    while size or (at := data.find(b"\xff", at)) >= 0:
+        if not size:
+            size, samples = _header(data[at : at + 3])
+        end = at + size
+        after = data[end : end + 3]
+        next_size, next_samples = _header(after)
+        if size and (next_size or after == b"TAG" or end == data.size):
+            yield at, size, samples
+            at, size, samples = end, next_size, next_samples
+        else:
+            at, size = at + 1, 0
 
 
 @functools.lru_cache(maxsize=4_096)
