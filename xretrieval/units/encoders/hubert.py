@@ -188,14 +188,14 @@ def _outer(config: HubertConfig, found: dict[str, Found], prefix: str) -> Iterat
     """Our name and what makes it, of the parameters outside the layers."""
     into = 1
     for i, (width, kernel) in enumerate(zip(config.conv_widths, config.conv_kernels, strict=True)):
-        ours, theirs = f"convolutions.{i}", f"feature_extractor.conv_layers.{i}"
+        ours, theirs = f"frontend.convolutions.{i}", f"feature_extractor.conv_layers.{i}"
         yield f"{ours}.weight_PDF", _Source(((f"{theirs}.conv.weight", (width, into, kernel)),), _turned)
-        if config.conv_bias:
+        if config.conv_bias and (i or not config.group_norm):
             yield f"{ours}.bias_F", _Source(((f"{theirs}.conv.bias", (width,)),), _same)
         if not config.group_norm:
-            yield from _norm(f"{ours}.frame_norm", f"{theirs}.layer_norm", width)
+            yield from _norm(f"{ours}.norm", f"{theirs}.layer_norm", width)
         elif not i:
-            yield from _norm(f"{ours}.utterance_norm", f"{theirs}.layer_norm", width)
+            yield from _norm("frontend.utterance_norm", f"{theirs}.layer_norm", width)
         into = width
     if config.input_norm:
         yield from _norm("input_norm", "feature_projection.layer_norm", into)

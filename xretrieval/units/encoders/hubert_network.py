@@ -6,24 +6,22 @@ of a convolution. Weights of the layers have a leading axis of layers, and `jax.
 """
 
 import dataclasses
-import math
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from xretrieval.units.encoders.encoder import SAMPLING_RATE, EncoderConfig
+from xretrieval.units.encoders.hubert_frontend import Frontend, FrontendConfig, blocks, convolve, gelu
 from xretrieval.units.encoders.layers import LayerNorm, Linear
 
-# Of the samples' variance, and of the norms of the convolutions, whatever the other norms have.
-_SAMPLES_EPSILON = 1e-7
-_CONVOLUTION_EPSILON = 1e-5
+# Queries that attend at once: memory grows with an utterance's length, not with its square.
+_QUERIES = 256
 
 
 @dataclasses.dataclass(frozen=True)
-class HubertConfig(EncoderConfig):
-    """Numbers of the network.
+class HubertConfig(FrontendConfig):
+    """Numbers of the network; those of the convolutions in `FrontendConfig`.
 
     Attributes:
       layer: the tapped one; layers that are there.
@@ -31,10 +29,6 @@ class HubertConfig(EncoderConfig):
       heads: of attention.
       mlp_width: M.
       stable: a layer's norms come before its attention and MLP, not after them.
-      normalise: samples are brought to mean 0 and variance 1 over the utterance.
-      group_norm: each channel of the first convolution is normalised over the utterance; else each frame of every convolution.
-      conv_widths, conv_kernels, conv_strides: channels, taps and steps of the convolutions.
-      conv_bias: they have one.
       input_norm: a norm comes before the projection to D.
       position_kernel, position_groups: taps and groups of the convolution that tells positions.
       norm_epsilon: of every layer norm but those of the convolutions.
@@ -47,95 +41,17 @@ class HubertConfig(EncoderConfig):
     heads: int
     mlp_width: int
     stable: bool
-    normalise: bool
-    group_norm: bool
-    conv_widths: tuple[int, ...]
-    conv_kernels: tuple[int, ...]
-    conv_strides: tuple[int, ...]
-    conv_bias: bool
     input_norm: bool
     position_kernel: int
     position_groups: int
     norm_epsilon: float
 
     @property
-    def frame_rate(self) -> float:
-        return SAMPLING_RATE / math.prod(self.conv_strides)
-
-    @property
     def width(self) -> int:
         return self.model_width
 
-    def frames(self, samples: int) -> int:
-        for kernel, stride in zip(self.conv_kernels, self.conv_strides, strict=True):
-            samples = max(0, (samples - kernel) // stride + 1)
-        return samples
-
     def network(self, rngs: nnx.Rngs) -> nnx.Module:
         return Hubert(self, rngs)
-
-
-def gelu(x: jax.Array) -> jax.Array:
-    """x times the normal distribution function of x; by erf, which XLA:CPU computes faster than the erfc of `jax.nn.gelu`."""
-    return 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5))
-
-
-def normalised(samples_BT: jax.Array, lengths_B: jax.Array) -> jax.Array:
-    """Samples of mean 0 and variance 1 over each utterance; zeros beyond its end."""
-    valid_BT = jnp.arange(samples_BT.shape[1]) < lengths_B[:, None]
-    mean_B1 = jnp.sum(samples_BT, axis=1, keepdims=True, where=valid_BT) / lengths_B[:, None]
-    centred_BT = jnp.where(valid_BT, samples_BT - mean_B1, 0.0)
-    variance_B1 = jnp.sum(jnp.square(centred_BT), axis=1, keepdims=True) / lengths_B[:, None]
-    return centred_BT * jax.lax.rsqrt(variance_B1 + _SAMPLES_EPSILON)
-
-
-class UtteranceNorm(nnx.Module):
-    """A group norm whose groups are single channels: each is normalised over the frames of its utterance."""
-
-    def __init__(self, width: int):
-        self.scale_D, self.bias_D = nnx.Param(jnp.ones(width)), nnx.Param(jnp.zeros(width))
-
-    def __call__(self, x_BFD: jax.Array, frames_B: jax.Array) -> jax.Array:
-        count_B11 = frames_B[:, None, None]
-        valid_BF1 = jnp.arange(x_BFD.shape[1])[:, None] < count_B11
-        mean_B1D = jnp.sum(x_BFD, axis=1, keepdims=True, where=valid_BF1) / count_B11
-        centred_BFD = x_BFD - mean_B1D
-        variance_B1D = jnp.sum(jnp.square(centred_BFD), axis=1, keepdims=True, where=valid_BF1) / count_B11
-        return centred_BFD * (jax.lax.rsqrt(variance_B1D + _CONVOLUTION_EPSILON) * self.scale_D[...]) + self.bias_D[...]
-
-
-class Convolution(nnx.Module):
-    """A strided convolution without padding, its norm if it has one, and gelu."""
-
-    def __init__(self, config: HubertConfig, number: int, rngs: nnx.Rngs):
-        self.stride = config.conv_strides[number]
-        taps, out = config.conv_kernels[number], config.conv_widths[number]
-        into = config.conv_widths[number - 1] if number else 1
-        self.weight_PDF = nnx.Param(jax.random.normal(rngs.params(), (taps, into, out)) * (taps * into) ** -0.5)
-        if config.conv_bias:
-            self.bias_F = nnx.Param(jnp.zeros(out))
-        if not config.group_norm:
-            self.frame_norm = LayerNorm(0, out, _CONVOLUTION_EPSILON)
-        elif not number:
-            self.utterance_norm = UtteranceNorm(out)
-
-    def __call__(self, x_BFD: jax.Array, frames_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Also the frames that come out of each utterance, of the `frames_B` that went in."""
-        weight_PDF = self.weight_PDF[...]
-        frames_B = (frames_B - weight_PDF.shape[0]) // self.stride + 1
-        x_BFD = _convolve(x_BFD, weight_PDF, self.stride, "VALID")
-        if hasattr(self, "bias_F"):
-            x_BFD += self.bias_F[...]
-        if hasattr(self, "frame_norm"):
-            x_BFD = self.frame_norm(x_BFD)
-        if hasattr(self, "utterance_norm"):
-            x_BFD = self.utterance_norm(x_BFD, frames_B)
-        return gelu(x_BFD), frames_B
-
-
-def _convolve(x_BFD: jax.Array, weight_PDF: jax.Array, stride: int, padding: str | list[tuple[int, int]], groups: int = 1) -> jax.Array:
-    layout = ("NWC", "WIO", "NWC")
-    return jax.lax.conv_general_dilated(x_BFD, weight_PDF, (stride,), padding, dimension_numbers=layout, feature_group_count=groups)
 
 
 class Positions(nnx.Module):
@@ -151,8 +67,8 @@ class Positions(nnx.Module):
         weight_PDF = self.weight_PDF[...]
         taps = weight_PDF.shape[0]
         # Of an even number of taps one more is before the frame than after it.
-        padding = [(taps // 2, taps - 1 - taps // 2)]
-        return gelu(_convolve(x_BFD, weight_PDF, 1, padding, self.groups) + self.bias_F[...])
+        y_BFD = convolve(x_BFD, weight_PDF, before=taps // 2, after=taps - 1 - taps // 2, groups=self.groups)
+        return gelu(y_BFD + self.bias_F[...])
 
 
 class Attention(nnx.Module):
@@ -167,9 +83,20 @@ class Attention(nnx.Module):
         rows, frames, width = x_BFD.shape
         channels = width // self.heads
         q_BHFC, k_BHFC, v_BHFC = self.qkv(x_BFD).reshape(rows, frames, 3, self.heads, channels).transpose(2, 0, 3, 1, 4)
-        scores_BHQF = (q_BHFC * channels**-0.5) @ k_BHFC.swapaxes(2, 3)
-        weights_BHQF = jax.nn.softmax(jnp.where(valid_BF[:, None, None], scores_BHQF, -jnp.inf), axis=-1)
-        return self.out((weights_BHQF @ v_BHFC).swapaxes(1, 2).reshape(rows, frames, width))
+        k_BHCF = k_BHFC.swapaxes(2, 3)
+        mask_B11F = jnp.where(valid_BF, 0.0, -jnp.inf)[:, None, None]
+        number, size = blocks(frames, _QUERIES)
+        q_BHFC = jnp.pad(q_BHFC * channels**-0.5, ((0, 0), (0, 0), (0, number * size - frames), (0, 0)))
+
+        def attend(q_BHQC: jax.Array) -> jax.Array:
+            scores_BHQF = q_BHQC @ k_BHCF + mask_B11F
+            powers_BHQF = jnp.exp(scores_BHQF - jnp.max(scores_BHQF, axis=-1, keepdims=True))
+            # Fewer numbers are divided after the sum over values than before it.
+            return (powers_BHQF @ v_BHFC) / jnp.sum(powers_BHQF, axis=-1, keepdims=True)
+
+        out_KBHQC = jax.lax.map(attend, q_BHFC.reshape(rows, self.heads, number, size, channels).transpose(2, 0, 1, 3, 4))
+        out_BFD = out_KBHQC.transpose(1, 0, 3, 2, 4).reshape(rows, number * size, width)
+        return self.out(out_BFD[:, :frames])
 
 
 class Layer(nnx.Module):
@@ -195,7 +122,7 @@ class Hubert(nnx.Module):
 
     def __init__(self, config: HubertConfig, rngs: nnx.Rngs):
         self.config = config
-        self.convolutions = nnx.List([Convolution(config, number, rngs) for number in range(len(config.conv_kernels))])
+        self.frontend = Frontend(config, rngs)
         if config.input_norm:
             self.input_norm = LayerNorm(0, config.conv_widths[-1], config.norm_epsilon)
         self.input = Linear(0, (config.conv_widths[-1], config.model_width), rngs)
@@ -207,13 +134,9 @@ class Hubert(nnx.Module):
 
     def __call__(self, samples_BT: jax.Array, lengths_B: jax.Array, keep: bool = False) -> tuple[jax.Array, jax.Array | None]:
         config = self.config
-        if config.normalise:
-            samples_BT = normalised(samples_BT, lengths_B)
-        x_BFD, frames_B = samples_BT[:, :, None], lengths_B
-        for convolution in self.convolutions:
-            x_BFD, frames_B = convolution(x_BFD, frames_B)
+        x_BFD = self.frontend(samples_BT, lengths_B)
         x_BFD = self.input(self.input_norm(x_BFD) if config.input_norm else x_BFD)
-        valid_BF = jnp.arange(x_BFD.shape[1]) < frames_B[:, None]
+        valid_BF = jnp.arange(x_BFD.shape[1]) < config.convolved(lengths_B)[:, None]
         # The convolution of positions reaches beyond the end, where it must find zeros.
         x_BFD = jnp.where(valid_BF[:, :, None], x_BFD, 0.0)
         x_BFD += self.positions(x_BFD)
