@@ -89,8 +89,25 @@ def mel_filters(config: FrontendConfig) -> np.ndarray:
     return np.maximum(0.0, np.minimum(rising, falling))
 
 
+def spectrum_matrix(config: FrontendConfig) -> np.ndarray:
+    """A window's samples to the real, then the imaginary parts of its spectrum: float64 [window, 2 * (fft // 2 + 1)].
+
+    The samples are scaled, pre-emphasised in each window alone and weighed by Hann's window. That is zero for a window's first sample: what would come
+    before it does not count.
+    """
+    place = np.arange(config.window)[:, None]
+    angle = 2.0 * np.pi / config.fft * place * np.arange(config.fft // 2 + 1)
+    hann = 0.5 - 0.5 * np.cos(2.0 * np.pi * place / config.window)
+    spectrum = config.scale * hann * np.concatenate([np.cos(angle), np.sin(angle)], axis=1)
+    spectrum[:-1] -= config.preemphasis * spectrum[1:]
+    return spectrum
+
+
 def log_mel(samples_BT: jax.Array, config: FrontendConfig) -> jax.Array:
     """Natural logarithms of the filters' magnitudes.
+
+    Computed in float64 up to the magnitudes: in float32, roundings of the loud bins lie above what is in the quiet ones, in the upper half of a telephone
+    recording for one, and each library and device rounds in its own way. By a matmul, because TPUs have no transform of float64.
 
     Args:
       samples_BT: float32, 16 kHz, full scale 1.
@@ -106,14 +123,11 @@ def log_mel(samples_BT: jax.Array, config: FrontendConfig) -> jax.Array:
     wanted = (count + reach - 1) * config.hop
     padded_BT = jnp.pad(samples_BT, ((0, 0), (config.lead, max(0, wanted - samples - config.lead))))[:, :wanted]
     hops_BNT = padded_BT.reshape(rows, count + reach - 1, config.hop)
-    x_BNT = jnp.concatenate([hops_BNT[:, i : i + count] for i in range(reach)], axis=-1)[..., : config.window] * config.scale
-    if config.preemphasis:
-        # Every window alone: the sample before its first one counts as equal to it (HTK).
-        before_BNT = jnp.concatenate([x_BNT[..., :1], x_BNT[..., :-1]], axis=-1)
-        x_BNT = x_BNT - config.preemphasis * before_BNT
-    hann_T = 0.5 - 0.5 * np.cos(2.0 * np.pi * np.arange(config.window) / config.window)
-    spectrum = jnp.fft.rfft(x_BNT * hann_T.astype(np.float32), n=config.fft)
-    magnitude = jnp.sqrt(jnp.square(spectrum.real) + jnp.square(spectrum.imag)).reshape(rows * count, -1)
+    x_BNT = jnp.concatenate([hops_BNT[:, i : i + count] for i in range(reach)], axis=-1)[..., : config.window]
+    with jax.enable_x64(True):
+        x_NT = x_BNT.reshape(rows * count, config.window).astype(jnp.float64)
+        parts = jnp.square(x_NT @ spectrum_matrix(config))
+        magnitude = jnp.sqrt(parts[:, : config.fft // 2 + 1] + parts[:, config.fft // 2 + 1 :]).astype(jnp.float32)
     mel_BNW = (magnitude @ mel_filters(config).astype(np.float32)).reshape(rows, count, config.mel_bins)
     x_BNW = jnp.log(mel_BNW + config.floor if config.floor_added else jnp.maximum(mel_BNW, config.floor))
     if config.mean:
