@@ -161,9 +161,9 @@ def _of_layer(config: W2vBertConfig) -> Iterator[tuple[str, _Source]]:
     distances = (config.left + config.right + 1, width // config.heads)
     yield "layers.attention.distances_PC", _Source("self_attn.distance_embedding.weight", distances)
     # Convolutions of one tap, and the depthwise one: [out, in, taps].
-    yield "layers.convolution.up.weight_DF", _Source("conv_module.pointwise_conv1.weight", (2 * width, width, 1), (width, 2 * width))
-    yield "layers.convolution.weight_PD", _Source("conv_module.depthwise_conv.weight", (width, 1, config.kernel), (config.kernel, width))
-    yield "layers.convolution.down.weight_DF", _Source("conv_module.pointwise_conv2.weight", (width, width, 1), (width, width))
+    yield "layers.convolution.up_DF", _Source("conv_module.pointwise_conv1.weight", (2 * width, width, 1), (width, 2 * width))
+    yield "layers.convolution.taps_PD", _Source("conv_module.depthwise_conv.weight", (width, 1, config.kernel), (config.kernel, width))
+    yield "layers.convolution.down_DF", _Source("conv_module.pointwise_conv2.weight", (width, width, 1), (width, width))
 
 
 def _read(member: Found, source: _Source) -> np.ndarray:

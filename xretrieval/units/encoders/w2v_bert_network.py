@@ -14,6 +14,7 @@ from flax import nnx
 
 from xretrieval.units.encoders.encoder import EncoderConfig
 from xretrieval.units.encoders.fbank import HOP, WINDOW, fbank, windows
+from xretrieval.units.encoders.layers import LayerNorm, Linear
 
 MEL_BINS = 80
 STACK = 2  # windows of a frame
@@ -83,37 +84,6 @@ def stacked_fbank(samples_BT: jax.Array, lengths_B: jax.Array) -> jax.Array:
     return normal_BFW[:, : count // STACK * STACK].reshape(rows, count // STACK, STACK * bins)
 
 
-class Linear(nnx.Module):
-    """x @ W + b; `layers` 0: not of a stack."""
-
-    def __init__(self, layers: int, shape: tuple[int, int], rngs: nnx.Rngs, bias: bool = True):
-        stack = (layers,) if layers else ()
-        self.weight_DF = nnx.Param(jax.random.normal(rngs.params(), (*stack, *shape)) * shape[0] ** -0.5)
-        if bias:
-            self.bias_F = nnx.Param(jnp.zeros((*stack, shape[1])))
-
-    def __call__(self, x_BFD: jax.Array) -> jax.Array:
-        # One large matmul is faster than a batch of them on XLA:CPU.
-        y_NF = x_BFD.reshape(-1, x_BFD.shape[-1]) @ self.weight_DF[...]
-        if hasattr(self, "bias_F"):
-            y_NF += self.bias_F[...]
-        return y_NF.reshape(*x_BFD.shape[:-1], -1)
-
-
-class LayerNorm(nnx.Module):
-    """(x - mean) / deviation * scale + bias over the last axis; `layers` 0: not of a stack."""
-
-    def __init__(self, layers: int, width: int, epsilon: float):
-        self.epsilon = epsilon
-        shape = (layers, width) if layers else (width,)
-        self.scale_D, self.bias_D = nnx.Param(jnp.ones(shape)), nnx.Param(jnp.zeros(shape))
-
-    def __call__(self, x_BFD: jax.Array) -> jax.Array:
-        centred_BFD = x_BFD - jnp.mean(x_BFD, axis=-1, keepdims=True)
-        variance_BF1 = jnp.mean(jnp.square(centred_BFD), axis=-1, keepdims=True)
-        return centred_BFD * jax.lax.rsqrt(variance_BF1 + self.epsilon) * self.scale_D[...] + self.bias_D[...]
-
-
 class MLP(nnx.Module):
     """silu(x W_up) W_down."""
 
@@ -167,22 +137,26 @@ class Convolution(nnx.Module):
 
     def __init__(self, config: W2vBertConfig, rngs: nnx.Rngs):
         width = config.model_width
-        self.up = Linear(config.layer, (width, 2 * width), rngs, bias=False)
-        self.weight_PD = nnx.Param(jax.random.normal(rngs.params(), (config.layer, config.kernel, width)) * config.kernel**-0.5)
+
+        def weight(into: int, out: int) -> nnx.Param:
+            return nnx.Param(jax.random.normal(rngs.params(), (config.layer, into, out)) * into**-0.5)
+
+        self.up_DF, self.taps_PD, self.down_DF = weight(width, 2 * width), weight(config.kernel, width), weight(width, width)
         self.norm = LayerNorm(config.layer, width, config.norm_epsilon)
-        self.down = Linear(config.layer, (width, width), rngs, bias=False)
 
     def __call__(self, x_BFD: jax.Array) -> jax.Array:
-        frames = x_BFD.shape[1]
-        value_BFD, gate_BFD = jnp.split(self.up(x_BFD), 2, axis=-1)
-        weight_PD = self.weight_PD[...]
-        taps = weight_PD.shape[0]
-        gated_BFD = jnp.pad(value_BFD * jax.nn.sigmoid(gate_BFD), ((0, 0), (taps - 1, 0), (0, 0)))
+        rows, frames, width = x_BFD.shape
+        value_ND, gate_ND = jnp.split(x_BFD.reshape(-1, width) @ self.up_DF[...], 2, axis=-1)
+        gated_BFD = (value_ND * jax.nn.sigmoid(gate_ND)).reshape(rows, frames, width)
+        taps_PD = self.taps_PD[...]
+        count = taps_PD.shape[0]
+        gated_BFD = jnp.pad(gated_BFD, ((0, 0), (count - 1, 0), (0, 0)))
         # A sum of shifted products is one fused loop on XLA:CPU, whose grouped convolutions are slow.
-        summed_BFD = gated_BFD[:, :frames] * weight_PD[0]
-        for tap in range(1, taps):
-            summed_BFD += gated_BFD[:, tap : tap + frames] * weight_PD[tap]
-        return self.down(jax.nn.silu(self.norm(summed_BFD)))
+        summed_BFD = gated_BFD[:, :frames] * taps_PD[0]
+        for tap in range(1, count):
+            summed_BFD += gated_BFD[:, tap : tap + frames] * taps_PD[tap]
+        y_ND = jax.nn.silu(self.norm(summed_BFD)).reshape(-1, width) @ self.down_DF[...]
+        return y_ND.reshape(rows, frames, width)
 
 
 class Layer(nnx.Module):
