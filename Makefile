@@ -4,6 +4,7 @@ PYTHON ?= python3
 DEMO_DIR ?= demo_run
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+FUZZ_ARGS ?=
 JSON ?= $(NAME).json
 PIP_INSTALL = -m pip install --disable-pip-version-check --no-warn-script-location
 
@@ -15,7 +16,7 @@ ENVIRONMENT = -py$(MINOR)/ready
 require_python = $(if $(strip $(problem)),$(error $(problem)))
 problem = $(shell $(PYTHON) .ci/python_problem.py 2>&1 || true)
 
-.PHONY: help demo test test-slow test-versions lint bench parity constraints clean
+.PHONY: help demo test test-slow test-versions lint bench parity fuzz-audio constraints clean
 .DELETE_ON_ERROR:
 
 help:
@@ -26,6 +27,7 @@ help:
 	@echo "make lint        ruff and mypy"
 	@echo "make bench NAME=... [JSON=out.json]   one of benchmarks/"
 	@echo "make parity      tiny models of each family with the reference's hidden states, into tests/data/parity/ (torch on the CPU)"
+	@echo "make fuzz-audio  6,000 mutated and forged sound files against the decoder (FUZZ_ARGS='--files 100000 --seed 3')"
 	@echo "make constraints the newest set that the bounds allow, into $(CONSTRAINTS); run the tests before you commit it"
 	@echo "make clean       removes the environments, never $(DEMO_DIR)/"
 	@echo "PYTHON=python3.12 chooses the interpreter (3.11 to 3.13; now: $(PYTHON))"
@@ -52,13 +54,13 @@ lint: .venv-test$(ENVIRONMENT)
 	@.venv-test-py$(MINOR)/bin/ruff format --check .
 	@.venv-test-py$(MINOR)/bin/mypy
 
-BENCHMARKS = $(filter-out __init__ rows,$(basename $(notdir $(wildcard benchmarks/*.py))))
+BENCHMARKS = $(filter-out __init__ rows units_%,$(basename $(notdir $(wildcard benchmarks/*.py))))
 ifneq ($(filter bench,$(MAKECMDGOALS)),)
   $(if $(filter $(NAME),$(BENCHMARKS)),,$(error NAME=$(NAME): must be one of benchmarks/: $(BENCHMARKS)))
 endif
 
 # The tower's peer is transformers: it needs torch, which the other benchmarks' environment is kept free of.
-BENCH_KIND = $(if $(filter tower trainable,$(NAME)),parity,bench)
+BENCH_KIND = $(if $(filter tower trainable units,$(NAME)),parity,bench)
 
 bench: .venv-$(BENCH_KIND)$(ENVIRONMENT)
 	@# Huge pages for malloc, as `xretrieval train` takes for itself; the peer has them too.
@@ -66,6 +68,9 @@ bench: .venv-$(BENCH_KIND)$(ENVIRONMENT)
 
 parity: .venv-parity$(ENVIRONMENT)
 	@.venv-parity-py$(MINOR)/bin/python tests/parity/make_fixtures.py
+
+fuzz-audio: .venv-test$(ENVIRONMENT)
+	@.venv-test-py$(MINOR)/bin/python tests/corpora/fuzz_audio.py $(FUZZ_ARGS)
 
 # A kind of environment may have an exact set of its own, of what it has beyond the others: constraints/parity.txt.
 .SECONDEXPANSION:

@@ -63,8 +63,19 @@ TPU = [
     "jax[tpu]; sys_platform=='linux' and platform_machine=='x86_64'",
 ]
 
+CONTAINERS = [
+    # MP4 (M4A) and WebM; it carries its own FFmpeg. From 17.1: earlier ones can corrupt memory on a crafted file.
+    "av>=17.1",
+]
+
+DATAFLOW = [
+    # Beam's own extra for Google's runner; Flink and Spark need none.
+    "apache-beam[gcp]>=2.77,<3",
+]
+
 TEST = [
     *DEMO,
+    *CONTAINERS,
     *TPU,  # to compile the train step for a TPU without having one
     # From 8: `pythonpath` and `filterwarnings` as written in pyproject.toml.
     "pytest>=8",
@@ -78,7 +89,7 @@ BENCH = [
     "faiss-cpu",
 ]
 
-# The reference implementation, for `make parity` and `make bench NAME=tower` only: nothing that we ship imports it. Not in "all".
+# The reference implementations, for `make parity` and `make bench NAME=tower`, `trainable` and `units` only: nothing that we ship imports it. Not in "all".
 PARITY = [
     # The exact build is in constraints/parity.txt: a CPU build, where a plain `torch` brings several GB of CUDA.
     "torch",
@@ -87,6 +98,14 @@ PARITY = [
     "transformers>=5.24,<6",
     # It runs the modules that EmbeddingGemma's and Qwen3-Embedding's `modules.json` list.
     "sentence-transformers",
+    # Peers of `make bench NAME=units`: k-means, its mini-batches and another k-means; mel filters, with one thread as they are fastest.
+    "faiss-cpu",
+    "scikit-learn",
+    "superkmeans",
+    "librosa",
+    "threadpoolctl",
+    # Its table of FLEURS' languages is what ours is held against.
+    "mteb",
 ]
 
 setup(
@@ -106,6 +125,8 @@ setup(
         "bench": BENCH,
         "tpu": TPU,
         "parity": PARITY,
+        "containers": CONTAINERS,
+        "dataflow": DATAFLOW,
         # CUDA 13 with JAX's own wheels of it; a machine of its own CUDA installs jax[cuda13-local] instead.
         "cuda": ["jax[cuda13]"],
         # What one machine can hold whatever its devices: not cuda, which brings several GB.

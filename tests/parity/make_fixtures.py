@@ -8,9 +8,12 @@ import pathlib
 import shutil
 import sys
 
+import hubert_encoders
 import numpy as np
 import torch
 import transformers
+import usm_encoders
+import w2v_bert_encoders
 from families import FAMILIES, Family
 from mechanisms import assert_visible
 from reference import build, hidden_states, random_tokens
@@ -95,6 +98,9 @@ def main() -> None:
             write(family)
     if not wanted or "tokenizers" in wanted:
         write_tokenizers(OUT / "tokenizers")
+    for name, module in (("hubert", hubert_encoders), ("w2v_bert", w2v_bert_encoders), ("usm", usm_encoders)):
+        if not wanted or name in wanted:
+            module.write(OUT)
 
 
 if __name__ == "__main__":
