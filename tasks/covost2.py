@@ -1,4 +1,4 @@
-"""CoVoST-2: Common Voice recordings in 21 languages with their transcripts and English translations; what the paper trains on.
+"""CoVoST-2: Common Voice recordings in 21 languages with transcripts and English translations (and in English); what the paper trains on.
 
 covost2.speech_to_text.de_de       of the paper
 covost2.speech_to_english.de_de    translation, which the paper leaves to be learnt from pairs of texts
@@ -16,7 +16,7 @@ KINDS = (SPEECH_TO_TEXT, SPEECH_TO_ENGLISH, TEXT_TO_ENGLISH)
 
 def register(corpus: task.Corpus, vocabulary: Vocabulary) -> list[str]:
     """Registers its tasks and returns their names."""
-    spoken = {code for code, language in table().items() if language.covost2}
+    spoken = {code for code, language in table().items() if language.covost2} | {task.ENGLISH}
     others = corpus.sizes(SPEECH_TO_TEXT, "train").keys() - spoken
     if others:
         raise UserError(

@@ -8,7 +8,7 @@ temperature T, a task of n pairs has a share proportional to n^(1/T).
 import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import seqio
 
@@ -17,6 +17,7 @@ from tasks.task import Corpus, TaskName
 from xretrieval.data.preprocessors import KINDS
 from xretrieval.data.vocabulary import Vocabulary
 from xretrieval.errors import UserError
+from xretrieval.languages import languages as find_languages
 
 # A corpus of another name has a task for every kind of pair that it holds.
 REGISTER = {"covost2": covost2.register, "fleurs": fleurs.register, "wikimatrix": wikimatrix.register}
@@ -55,18 +56,44 @@ def task_rates(sizes: Mapping[str, int], rates: Mapping[str, float], temperature
 
 
 def register(
-    name: str, corpora: Mapping[str, Corpus], vocabulary: Vocabulary, rates: Mapping[str, float], temperature: float | None = None
+    name: str,
+    corpora: Mapping[str, Corpus],
+    vocabulary: Vocabulary,
+    rates: Mapping[str, float],
+    temperature: float | None = None,
+    languages: Sequence[str] | None = None,
 ) -> seqio.Mixture:
-    """Registers every task of `corpora`, by name, and the mixture `name` of those with a rate."""
+    """Registers every task of `corpora`, by name, and the mixture `name` of those with a rate.
+
+    Args:
+      name: of the mixture.
+      corpora: by the name that their tasks begin with.
+      vocabulary: of all tasks.
+      rates, temperature: see `task_rates`.
+      languages: what is spoken or written in other languages stays out of the mixture, but not their translations; None: all languages.
+
+    Raises:
+      UserError: see `task_rates`; a name that SeqIO does not take; a language that no task has.
+    """
     tasks: list[str] = []
     for corpus_name, corpus in corpora.items():
         if not re.fullmatch(r"\w+", corpus_name):
             raise UserError(f"mixture: a corpus cannot be called {corpus_name!r}; take letters, digits and _")
         tasks += REGISTER[corpus_name](corpus, vocabulary) if corpus_name in REGISTER else task.register(corpus_name, corpus, vocabulary)
     sizes = {found: seqio.TaskRegistry.get(found).num_input_examples("train") for found in tasks}
+    if languages is not None:
+        sizes = _of_languages(sizes, languages)
     weighted = task_rates(sizes, rates, temperature)
     seqio.MixtureRegistry.remove(name)
     return seqio.MixtureRegistry.add(name, list(weighted.items()))
+
+
+def _of_languages(sizes: Mapping[str, int], languages: Sequence[str]) -> dict[str, int]:
+    wanted = {language.code for language in find_languages(languages)}
+    sources = {name: TaskName.parse(name).languages.partition(".")[0] for name in sizes}
+    if lacking := wanted - set(sources.values()):
+        raise UserError(f"mixture.languages: there are no pairs of {', '.join(sorted(lacking))}; leave them out, or give their data")
+    return {name: size for name, size in sizes.items() if sources[name] in wanted}
 
 
 def _missing(group: str, sizes: Mapping[str, int], rates: Mapping[str, float]) -> None:

@@ -202,10 +202,14 @@ def test_units_of_another_tokenizer_are_refused(root, vocabulary):
         mixtures.register("other", {"covost2": UnitRecords(str(root / "units/covost2"), vocabulary, "f" * 64, SPLITS)}, vocabulary, RATES)
 
 
-def test_a_language_that_covost2_lacks_is_an_error(root, tokenizer, vocabulary):
-    fleurs = UnitRecords(str(root / "units/fleurs"), vocabulary, tokenizer.fingerprint, SPLITS)
-    with pytest.raises(UserError, match="covost2 holds en_us, which CoVoST-2 lacks"):
-        mixtures.register("wrong", {"covost2": fleurs}, vocabulary, {"speech_to_text": 1.0})
+def test_a_language_that_covost2_lacks_is_an_error(tmp_path, tokenizer, vocabulary):
+    spoken_corpora.recordings(tmp_path, "train", ["de_de", "en_us"], 1)
+    corpora = {"covost2": Recordings(str(tmp_path), vocabulary, tokenizer, SPLITS)}
+    mixtures.register("right", corpora, vocabulary, {"speech_to_text": 1.0})
+    manifest = tmp_path / "train.jsonl"
+    manifest.write_text(manifest.read_text().replace('"language": "de_de"', '"language": "pl_pl"'))
+    with pytest.raises(UserError, match="covost2 holds pl_pl, which CoVoST-2 lacks"):
+        mixtures.register("wrong", corpora, vocabulary, {"speech_to_text": 1.0})
 
 
 def test_a_sound_that_cannot_be_read_names_the_task_and_the_file(tmp_path, tokenizer, vocabulary):
