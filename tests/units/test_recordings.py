@@ -34,7 +34,7 @@ def test_shards_are_every_nth_recording(tmp_path, table, mark):
     path = write(tmp_path / ("own.tsv" if table else "own.jsonl"), rows(23), table, mark)
     found = recordings.find_recordings(path, tmp_path / "out")
     whole = [u for u in read_manifest(path) if u.audio]
-    assert found.count == len(whole) == 17
+    assert found.total == len(whole) == 17
     for index in range(5):
         assert recordings.shard_of(found.manifest, tmp_path / "out", index, 5) == whole[index::5]
 
@@ -43,7 +43,7 @@ def test_two_lines_of_one_id_are_refused_and_two_of_one_hash_are_not(tmp_path, m
     made = rows(9)
     path = write(tmp_path / "own.jsonl", made)
     monkeypatch.setattr(recordings.hashlib, "blake2b", lambda *_, **__: type("Same", (), {"digest": lambda self: b"same"})())
-    assert recordings.find_recordings(path, tmp_path / "out").count == 6
+    assert recordings.find_recordings(path, tmp_path / "out").total == 6
     monkeypatch.undo()
     made[7]["id"] = made[2]["id"]
     with pytest.raises(UserError, match=r"own\.jsonl:8: field id: 'ü2' is already the id of line 3"):

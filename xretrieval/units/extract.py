@@ -125,7 +125,7 @@ def extract(
     """
     recordings = find_recordings(manifest, out_dir)
     fingerprint = _tokenizer.__wrapped__(tokenizer_dir).fingerprint
-    total = min(max(num_shards, -(-recordings.count // UTTERANCES_A_SHARD)), recordings.count)
+    total = min(max(num_shards, -(-recordings.total // UTTERANCES_A_SHARD)), recordings.total)
     key = hashlib.sha256(f"{recordings.digest} {fingerprint} {total}".encode()).hexdigest()
     places: dict[str, Any] = {"total": total, "manifest": recordings.manifest, "out_dir": os.path.abspath(out_dir)}
     tokenizer_dir = os.path.abspath(tokenizer_dir)
@@ -146,15 +146,15 @@ def extract(
         "key": hashlib.sha256(" ".join([key, *(summary["sha256"] for summary in summaries)]).encode()).hexdigest(),
         "fingerprint": fingerprint,
         "shards": total,
-        "utterances_in": recordings.count,
+        "utterances_in": recordings.total,
         "records": sum(summary["records"] for summary in summaries),
         "failed": sum(len(summary["failures"]) for summary in summaries),
         "seconds_of_sound": round(sum(summary["seconds"] for summary in summaries), 3),
         **{name: _total(summary[name] for summary in summaries) for name in ("languages", "with_text", "with_english")},
     }
-    if index["records"] + index["failed"] != recordings.count:
+    if index["records"] + index["failed"] != recordings.total:
         raise UserError(
-            f"{out_dir}: {index['records']} records and {index['failed']} failures for {recordings.count} utterances; delete the folder"
+            f"{out_dir}: {index['records']} records and {index['failed']} failures for {recordings.total} utterances; delete the folder"
         )
     failures = (failure for summary in summaries for failure in summary["failures"])
     (pathlib.Path(out_dir) / "failures.jsonl").write_text("".join(json.dumps(f, ensure_ascii=False) + "\n" for f in failures))

@@ -22,12 +22,12 @@ class Recordings(NamedTuple):
     Attributes:
       manifest: its absolute path.
       digest: sha256 of its bytes.
-      count: lines with sound; a line of text alone is for the text tokenizer.
+      total: lines with sound; a line of text alone is for the text tokenizer.
     """
 
     manifest: str
     digest: str
-    count: int
+    total: int
 
 
 def find_recordings(manifest: str | os.PathLike, out_dir: str | os.PathLike) -> Recordings:

@@ -148,6 +148,11 @@ class Encoder:
         """Of its features, in Hz."""
         return self.config.frame_rate / self.average
 
+    @property
+    def layer(self) -> int:
+        """The tapped layer; 0 where there are none."""
+        return getattr(self.config, "layer", 0)
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """sha256 of all that decides its features."""
