@@ -5,10 +5,9 @@ import os
 from collections.abc import Iterator
 
 import numpy as np
-import seqio
 import tensorflow as tf
 
-from tasks.task import Step, prefixes, suffixes  # noqa: F401 (verbs.py takes them from here)
+from tasks.task import Step
 from xretrieval.data.preprocessors import SPEECH_KINDS, SPEECH_TO_ENGLISH, SPEECH_TO_TEXT, TEXT_TO_ENGLISH, Sentence, to_pairs
 from xretrieval.data.vocabulary import Vocabulary
 from xretrieval.errors import UserError
@@ -68,11 +67,3 @@ def _by_language(directory: str, key: str) -> dict[str, list[Sentence]]:
         units_F = np.asarray(record.units, np.int32)
         found.setdefault(record.utterance.language, []).append(Sentence.of(record.utterance, record.utterance.english, units_F))
     return found
-
-
-def register(name: str, records_dir: str, vocabulary: Vocabulary, rates: dict[str, float], splits: tuple[str, ...]) -> seqio.Mixture:
-    """The mixture of one corpus, `name`, which its tasks are called after too."""
-    from tasks import mixtures
-
-    fingerprint = read_index(os.path.join(records_dir, "train"))["fingerprint"]
-    return mixtures.register(name, {name: UnitRecords(records_dir, vocabulary, fingerprint, splits)}, vocabulary, rates)

@@ -107,10 +107,10 @@ def test_seqio_yields_what_training_reads(finished):
 
     main.configure("data build", [*GIN], settings(finished), [])
     mixture = gin.get_configurable("mixture")()
-    from tasks.unit_records import prefixes
+    from tasks.task import TaskName, prefixes
 
     for task in mixture.seqio.tasks:
-        kind, language = task.name.split(".")[1:]
+        _, kind, language = TaskName.parse(task.name)
         records = TaskRecords(task_dir(str(finished / "records"), task.name, "validation"))
         data = TaskData(task.name, 1.0, records, prefixes(kind, language, mixture.vocabulary))
         shape = plan([data.lengths()], len(records), 0, 1, 1).shape

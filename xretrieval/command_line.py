@@ -14,6 +14,7 @@ CONFIGURABLES = {
     "text_tokenizer": "xretrieval.data.build:text_tokenizer",
     "mixture": "xretrieval.verbs:mixture",
     "build": "xretrieval.verbs:build",
+    "inspect_task": "xretrieval.verbs:inspect_task",
     "train": "xretrieval.train.loop:train",
     "training_data": "xretrieval.verbs:training_data",
     "plan_batches": "xretrieval.verbs:plan_batches",
@@ -35,19 +36,28 @@ TRAIN = (
     *("train", "training_data", "validation", "mixture", "TowerConfig", "OptimizerConfig", "LossConfig", "ComputeConfig"),
     *("TrainableConfig", "UnitInit"),
 )
+CORPORA = ("covost2", "common_voice", "fleurs", "wikimatrix", "moses")
 # Verbs that read no gin file -> their functions in commands.py.
 COMMANDS = {
+    "data manifest": "manifest",
     "data check": "check",
     "units import-encoder": "import_encoder",
     "import-llm": "import_llm",
     "search": "search",
 }
 # A root function whose parameters are bound as those of the same name of another.
-BORROWS = {"plan_batches": "train"}
+BORROWS = {"plan_batches": "train", "inspect_task": "build"}
+# Flags of a verb that bind parameters of its root function.
+BINDING_FLAGS = {"data inspect": ("task", "split", "shown", "sample", "out_dir")}
 SET_HELP = "as --gin.KEY=VALUE, but a string needs no quotes; the last of both counts"
 VERBS = {
     "demo": ("the whole system on a small spoken corpus, from nothing", "xretrieval demo --workdir demo_run", ()),
     "corpus": ("speak the polyglot corpus of the demo", "xretrieval corpus --gin_file=gin_configs/runs/polyglot.gin", ("corpus",)),
+    "data manifest": (
+        "a corpus as it lies on disk to a manifest",
+        "xretrieval data manifest covost2 common_voice --languages de,fr --split train --out corpora/covost2/train.jsonl",
+        (),
+    ),
     "data check": ("say what is wrong with a manifest, by line", "xretrieval data check recordings/train.jsonl", ()),
     "units import-encoder": (
         "a released speech encoder to a folder that `units fit` takes",
@@ -70,6 +80,11 @@ VERBS = {
         "unit records to token records, by SeqIO",
         "xretrieval data build --gin_file=gin_configs/runs/polyglot.gin",
         ("build", "mixture"),
+    ),
+    "data inspect": (
+        "what a task's examples are like; without a task, which there are",
+        "xretrieval data inspect polyglot.speech_to_text.de_de --gin_file=gin_configs/runs/polyglot.gin --out pictures",
+        ("inspect_task", "build", "mixture"),
     ),
     "data plan": (
         "the shape of a run's packed batches, and how much of them is padding",
@@ -115,6 +130,12 @@ def add_flags(parser: argparse.ArgumentParser, verb: str) -> None:
     """The flags of a verb."""
     if VERBS[verb][2]:
         parser.add_argument("--gin_file", action="append", default=[], metavar="FILE", help="a gin file; may be given several times")
+    if verb == "data inspect":
+        parser.add_argument("task", nargs="?", metavar="TASK", help="as polyglot.speech_to_text.de_de; without one, the tasks are listed")
+        parser.add_argument("--split", help="of the task (train)")
+        parser.add_argument("--shown", type=int, metavar="N", help="examples to show behind every step (3)")
+        parser.add_argument("--sample", type=int, metavar="N", help="of a larger task, about so many examples are looked at (20000)")
+        parser.add_argument("--out", dest="out_dir", metavar="DIR", help="folder for a picture of the lengths")
     elif verb == "demo":
         parser.add_argument("--workdir", default="demo_run", help="everything goes there (demo_run)")
         parser.add_argument("--languages", default=None, help="trained languages, as de,fr,ru (English comes along), or `all`")
@@ -122,6 +143,16 @@ def add_flags(parser: argparse.ArgumentParser, verb: str) -> None:
             "--minutes", type=float, default=None, help="train about so long, measured over 20 steps, instead of the set number of steps"
         )
         parser.add_argument("--seed", type=int, default=0, help="of the corpus, the units, the parameters and the order of the data")
+    elif verb == "data manifest":
+        parser.add_argument("corpus", choices=CORPORA)
+        parser.add_argument("source", help="its folder, as it was downloaded")
+        parser.add_argument("--out", required=True, metavar="FILE", help="the manifest, SPLIT.jsonl; its summary goes beside it")
+        parser.add_argument("--languages", default=None, help="as de,fr (all that are there)")
+        parser.add_argument("--split", dest="splits", action="append", default=None, help="may be given several times (all)")
+        parser.add_argument("--into", default=None, metavar="LANGUAGE", help="language of the translations (en)")
+        parser.add_argument("--threshold", type=float, default=None, help="least margin score of a WikiMatrix pair (1.04)")
+        parser.add_argument("--text", default=None, help="FLEURS: raw_transcription, or transcription without capitals and punctuation")
+        parser.add_argument("--audio_dir", default=None, metavar="DIR", help="FLEURS: where sound from archives is written (audio beside FILE)")
     elif verb == "data check":
         parser.add_argument("manifest", help="a JSONL or TSV manifest")
     elif verb == "units import-encoder":

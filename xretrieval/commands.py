@@ -6,6 +6,18 @@ import collections
 from xretrieval.errors import UserError
 
 
+def manifest(arguments: argparse.Namespace) -> None:
+    """A corpus on disk to a manifest; says what is in it, and what is not and why."""
+    from xretrieval.corpora.readers.writing import write
+
+    names = ("splits", "into", "threshold", "text", "audio_dir")
+    given = {name: getattr(arguments, name) for name in names}
+    languages = arguments.languages.split(",") if arguments.languages else None
+    summary = write(arguments.corpus, arguments.source, arguments.out, languages=languages, **given)
+    print("\n".join(summary.lines()))
+    print(f"wrote {arguments.out}")
+
+
 def check(arguments: argparse.Namespace) -> int:
     """The report on a manifest; exit code 2 where something is wrong."""
     from xretrieval.corpora.check import check_manifest, print_report
@@ -41,7 +53,7 @@ def import_encoder(arguments: argparse.Namespace) -> None:
     parameters = sum(x.size for x in encoder.params.values())
     files.save(encoder, arguments.out)
     print(
-        f"{encoder.source['name']} ({encoder.source['model_type']}): layer {encoder.config.layer}, {parameters:,} parameters up to it, features of "
+        f"{encoder.source['name']} ({encoder.source['model_type']}): layer {encoder.layer}, {parameters:,} parameters up to it, features of "
         f"{encoder.config.width} at {encoder.frame_rate:g} Hz, licence: {encoder.source['licence']}"
     )
     if left_out:

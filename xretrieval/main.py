@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 
-from xretrieval.command_line import BORROWS, COMMANDS, CONFIGURABLES, SET_HELP, VERBS, WRITES, add_flags, usage
+from xretrieval.command_line import BINDING_FLAGS, BORROWS, COMMANDS, CONFIGURABLES, SET_HELP, VERBS, WRITES, add_flags, usage
 from xretrieval.errors import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -241,5 +241,7 @@ def _main(argv: list[str]) -> int | None:
         from xretrieval import commands
 
         return getattr(commands, COMMANDS[verb])(arguments)
-    run_verb(verb, arguments.gin_file, [], arguments.bindings)
+    given = {name: getattr(arguments, name) for name in BINDING_FLAGS.get(verb, ())}
+    flagged = [f"{VERBS[verb][2][0]}.{name}={value!r}" for name, value in given.items() if value is not None]
+    run_verb(verb, arguments.gin_file, [], [*arguments.bindings, *flagged])
     return 0

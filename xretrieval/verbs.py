@@ -53,46 +53,84 @@ class Mixture(NamedTuple):
     seqio: Any
     vocabulary: "Vocabulary"
     unit_tokenizer: "UnitTokenizer"
-    units_dir: str
 
 
 def mixture(
-    units_dir: str,
     unit_tokenizer_dir: str,
     tokenizer_file: str,
     rates: dict[str, float],
+    corpora: dict[str, str] | None = None,
+    texts: dict[str, str] | None = None,
+    recordings: dict[str, str] | None = None,
+    temperature: float | None = None,
+    languages: tuple[str, ...] | None = None,
     name: str = "polyglot",
     template: str | None = None,
     splits: tuple[str, ...] = ("train", "validation"),
 ):
-    """The SeqIO mixture over unit records, with its vocabulary and the unit tokenizer's fingerprint.
+    """The SeqIO mixture of some corpora, with its vocabulary and unit tokenizer.
 
     Args:
-      units_dir: unit records, a folder a split.
-      unit_tokenizer_dir: the unit tokenizer they were made with.
+      unit_tokenizer_dir: the unit tokenizer that unit records were made with.
       tokenizer_file: the text tokenizer, or the model directory of an imported LLM, whose rows, begin and end tokens then count.
-      rates: kind of pair -> rate.
-      name: of the mixture and of its tasks.
+      rates: kind of pair, CORPUS.KIND or a task -> rate; see `tasks/mixtures.py`.
+      corpora: name of a corpus -> folder of its unit records, a folder a split.
+      texts: name of a corpus of texts with translations -> folder of its manifests, one a split.
+      recordings: name of a corpus -> folder of its manifests; units are made while `data build` runs.
+      temperature: how the tasks of a rate share it: 1 in proportion to their pairs, above 1 nearer to equal; None: equally.
+      languages: what is spoken or written in others is not trained on; None: all that there are.
+      name: of the mixture.
       template: of the prefix; None: the model directory's, or "[{language} {modality}]".
-      splits: the splits of `units_dir`.
+      splits: the splits to build; texts and recordings may lack all but `train`.
     """
-    from tasks.unit_records import register
+    from tasks import mixtures
+    from tasks.recordings import Recordings
+    from tasks.texts import Texts
+    from tasks.unit_records import UnitRecords
     from xretrieval.data.vocabulary import Vocabulary
     from xretrieval.units.tokenizer import UnitTokenizer
 
     unit_tokenizer = UnitTokenizer.load(unit_tokenizer_dir)
     vocabulary = Vocabulary.open(tokenizer_file, unit_tokenizer.num_units, template)
-    return Mixture(register(name, units_dir, vocabulary, rates, splits), vocabulary, unit_tokenizer, units_dir)
+    folders = [*(corpora or {}).items(), *(texts or {}).items(), *(recordings or {}).items()]
+    if not folders or len(dict(folders)) < len(folders):
+        raise UserError("mixture: name each corpus once, in mixture.corpora, mixture.texts or mixture.recordings")
+    found: dict[str, Any] = {}
+    found |= {corpus: UnitRecords(folder, vocabulary, unit_tokenizer.fingerprint, splits) for corpus, folder in (corpora or {}).items()}
+    found |= {corpus: Texts(folder, splits) for corpus, folder in (texts or {}).items()}
+    found |= {corpus: Recordings(folder, vocabulary, unit_tokenizer, splits) for corpus, folder in (recordings or {}).items()}
+    return Mixture(mixtures.register(name, found, vocabulary, rates, temperature, languages), vocabulary, unit_tokenizer)
 
 
-def build(mixture: Mixture, out_dir: str, units_dir: str) -> None:
+def build(mixture: Mixture, out_dir: str) -> None:
     """Token records of a mixture."""
     from xretrieval.data import build as build_lib
 
-    counts = build_lib.build(mixture.seqio, mixture.vocabulary, units_dir, out_dir)
+    counts = build_lib.build_records(mixture.seqio, mixture.vocabulary, out_dir)
     for task, by_split in counts.items():
         print(f"{task}: " + ", ".join(f"{count} {split}" for split, count in by_split.items()))
     print(f"wrote {out_dir}")
+
+
+def inspect_task(
+    mixture: Mixture, task: str | None = None, split: str = "train", shown: int = 3, sample: int = 20_000, out_dir: str | None = None
+) -> None:
+    """Looks at the examples of a task of a mixture, as `data.inspect.inspect`; without a name, says what tasks there are."""
+    import difflib
+
+    from xretrieval.data.inspect import inspect
+
+    tasks = {found.name: found for found in sorted(mixture.seqio.tasks, key=lambda found: found.name)}
+    if task is None:
+        for name, found in tasks.items():
+            print(f"{name}: {found.num_input_examples('train'):,} train, rate {mixture.seqio.get_rate(found):.6g}")
+        return
+    if task not in tasks:
+        near = difflib.get_close_matches(task, tasks, 1, 0.0)[0]
+        raise UserError(
+            f"no task {task!r} in this mixture; the nearest is {near!r}, and `xretrieval data inspect` without a name lists them"
+        )
+    inspect(tasks[task], mixture.vocabulary, split, shown, sample, out_dir)
 
 
 def training_data(
@@ -107,10 +145,10 @@ def training_data(
       drop_language: a pair's prefixes name one of `neutral_languages` instead of its own with this probability.
       neutral_languages: languages without training data that the model will meet: their names learn to mean any language.
     """
-    from tasks.unit_records import prefixes, suffixes
-    from xretrieval.data.build import read_records
+    from tasks.task import TaskName, prefixes, suffixes
+    from xretrieval.data.build import open_records
     from xretrieval.data.pipeline import TaskData
-    from xretrieval.data.preprocessors import SPEECH_TO_TEXT
+    from xretrieval.data.preprocessors import SPEECH_KINDS
     from xretrieval.model.directory import text_fingerprint
     from xretrieval.train.begin import TrainingData
 
@@ -118,24 +156,25 @@ def training_data(
         raise UserError("training_data.drop_language is set, but training_data.neutral_languages is empty; name languages or set it to 0")
     tasks = []
     for task in sorted(mixture.seqio.tasks, key=lambda task: task.name):
-        _, kind, language = task.name.rsplit(".", 2)
+        _, kind, languages = TaskName.parse(task.name)
         tasks.append(
             TaskData(
                 task.name,
                 float(mixture.seqio.get_rate(task)),
-                read_records(records_dir, task.name, "train", mixture.vocabulary, mixture.units_dir),
-                prefixes(kind, language, mixture.vocabulary),
-                drop_units if kind == SPEECH_TO_TEXT else 0.0,
+                open_records(records_dir, task, "train", mixture.vocabulary),
+                prefixes(kind, languages, mixture.vocabulary),
+                drop_units if kind in SPEECH_KINDS else 0.0,
                 drop_language,
-                tuple(prefixes(kind, neutral, mixture.vocabulary) for neutral in neutral_languages),
+                tuple(prefixes(kind, languages, mixture.vocabulary, neutral) for neutral in neutral_languages),
                 suffixes(mixture.vocabulary),
             )
         )
+    names = [TaskName.parse(task.name) for task in tasks]
     identity = {
         "unit_tokenizer": mixture.unit_tokenizer.fingerprint,
         "vocabulary": mixture.vocabulary.fingerprint,
         "text": text_fingerprint(mixture.vocabulary),
-        "trained_languages": sorted({task.name.rsplit(".", 1)[1] for task in tasks if f".{SPEECH_TO_TEXT}." in task.name}),
+        "trained_languages": sorted({name.languages for name in names if name.kind in SPEECH_KINDS}),
         "records": {task.name: task.records.key for task in tasks},
     }
     vocabulary = mixture.vocabulary

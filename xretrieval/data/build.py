@@ -95,18 +95,6 @@ def open_records(out_dir: str, task: "seqio.Task", split: str, vocabulary: Vocab
     return found
 
 
-def build(mixture: "seqio.Mixture", vocabulary: Vocabulary, units_dir: str, out_dir: str) -> dict:
-    """`build_records`; the tasks of the mixture know their unit records."""
-    return build_records(mixture, vocabulary, out_dir)
-
-
-def read_records(out_dir: str, task: str, split: str, vocabulary: Vocabulary, units_dir: str) -> records.TaskRecords:
-    """`open_records` of a task that is registered."""
-    import seqio
-
-    return open_records(out_dir, seqio.TaskRegistry.get(task), split, vocabulary)
-
-
 def task_dir(out_dir: str, task: str, split: str) -> str:
     return os.path.join(out_dir, task, split)
 
