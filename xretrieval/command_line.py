@@ -42,6 +42,7 @@ COMMANDS = {
     "data manifest": "manifest",
     "data check": "check",
     "units import-encoder": "import_encoder",
+    "units import-codebook": "import_codebook",
     "import-llm": "import_llm",
     "search": "search",
 }
@@ -62,6 +63,11 @@ VERBS = {
     "units import-encoder": (
         "a released speech encoder to a folder that `units fit` takes",
         "xretrieval units import-encoder mhubert-147 --layer 9 --average 2 --out encoders/mhubert",
+        (),
+    ),
+    "units import-codebook": (
+        "a published codebook and its encoder to a unit tokenizer",
+        "xretrieval units import-codebook km.npy --encoder encoders/mhubert --made_for mhubert-147 --layer 9 --check train.jsonl --out unit_tokenizer",
         (),
     ),
     "units fit": ("fit the unit tokenizer", "xretrieval units fit --gin_file=gin_configs/runs/polyglot.gin", ("fit_units", "LogMelConfig")),
@@ -152,7 +158,9 @@ def add_flags(parser: argparse.ArgumentParser, verb: str) -> None:
         parser.add_argument("--into", default=None, metavar="LANGUAGE", help="language of the translations (en)")
         parser.add_argument("--threshold", type=float, default=None, help="least margin score of a WikiMatrix pair (1.04)")
         parser.add_argument("--text", default=None, help="FLEURS: raw_transcription, or transcription without capitals and punctuation")
-        parser.add_argument("--audio_dir", default=None, metavar="DIR", help="FLEURS: where sound from archives is written (audio beside FILE)")
+        parser.add_argument(
+            "--audio_dir", default=None, metavar="DIR", help="FLEURS: where sound from archives is written (audio beside FILE)"
+        )
     elif verb == "data check":
         parser.add_argument("manifest", help="a JSONL or TSV manifest")
     elif verb == "units import-encoder":
@@ -160,6 +168,15 @@ def add_flags(parser: argparse.ArgumentParser, verb: str) -> None:
         parser.add_argument("--layer", type=int, default=None, help="the layer whose output is taken, as hidden_states[LAYER] (the last)")
         parser.add_argument("--average", type=int, default=1, help="so many frames are averaged to one; 2 makes 25 Hz of 50 Hz (1)")
         parser.add_argument("--out", required=True, metavar="DIR", help="folder of the encoder")
+    elif verb == "units import-codebook":
+        parser.add_argument("codebook", help=".npy, .safetensors, or a flat index of faiss")
+        parser.add_argument("--encoder", required=True, metavar="DIR", help="as `units import-encoder` wrote it")
+        parser.add_argument("--made_for", required=True, metavar="NAME", help="the encoder it was made for: its name, or its fingerprint")
+        parser.add_argument("--layer", required=True, type=int, help="the layer it was made for")
+        parser.add_argument("--check", required=True, metavar="MANIFEST", help="recordings on whose features it is tried")
+        parser.add_argument("--recordings", type=int, default=20, help="of each language of the manifest (20)")
+        parser.add_argument("--keep_repeats", action="store_true", help="a run of one unit counts as often as it is long")
+        parser.add_argument("--out", required=True, metavar="DIR", help="folder of the unit tokenizer")
     elif verb == "import-llm":
         parser.add_argument("source", help="a Hugging Face folder: config.json, *.safetensors, tokenizer.json or tokenizer.model")
         parser.add_argument("--out", required=True, metavar="DIR", help="the model directory; an imported LLM that is there is replaced")

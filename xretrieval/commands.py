@@ -63,6 +63,29 @@ def import_encoder(arguments: argparse.Namespace) -> None:
     print(f"wrote {arguments.out}")
 
 
+def import_codebook(arguments: argparse.Namespace) -> None:
+    """A published codebook and the encoder that it was made for, held against each other, to a unit tokenizer."""
+    import numpy as np
+
+    from xretrieval.units import codebooks
+    from xretrieval.units.encoders import files
+    from xretrieval.units.fit import features_of, sample_recordings
+    from xretrieval.units.tokenizer import UnitTokenizer
+
+    encoder, codebook_KD = files.load(arguments.encoder), codebooks.read_codebook(arguments.codebook)
+    codebooks.check_declared(arguments.codebook, codebook_KD, encoder, arguments.made_for, arguments.layer)
+    sample = sample_recordings(arguments.check, arguments.recordings, seed=0)
+    features_ND = np.concatenate(list(features_of(encoder, sample)))
+    found, wanted = codebooks.check_measured(arguments.codebook, codebook_KD, features_ND)
+    made_from = {"codebook": files.file_hash(arguments.codebook), "made_for": arguments.made_for, "explained": round(found, 4)}
+    UnitTokenizer(encoder, codebook_KD, not arguments.keep_repeats, made_from).save(arguments.out)
+    print(
+        f"{len(codebook_KD)} centroids explain {found:.1%} of the variance of {len(features_ND):,} frames of {len(sample)} recordings; a few clusters "
+        f"fitted on them {wanted:.1%}"
+    )
+    print(f"wrote {arguments.out}")
+
+
 def search(arguments: argparse.Namespace) -> None:
     """Prints the hits of one query."""
     from xretrieval.search.index import Index

@@ -18,6 +18,7 @@ from xretrieval.units import kmeans
 from xretrieval.units.encoders import files
 from xretrieval.units.encoders.encoder import Encoder, EncoderConfig
 from xretrieval.units.encoders.log_mel import LogMelConfig
+from xretrieval.units.kmeans_minibatch import fit_minibatch
 from xretrieval.units.tokenizer import UnitTokenizer
 
 _WINDOW = 64  # utterances that are encoded at once
@@ -70,6 +71,7 @@ def fit(
     encoder: EncoderConfig | str = LogMelConfig(),
     average: int = 1,
     max_frames: int = 2_000_000,
+    batch_frames: int = 0,
     seed: int = 0,
 ) -> UnitTokenizer:
     """Fits the codebook on a sample of training manifests and writes the artefact to `out_dir`.
@@ -81,16 +83,17 @@ def fit(
       out_dir: folder of the unit tokenizer.
       num_units: K, the number of clusters.
       utterances_per_language: size of the sample, of each language of each source.
-      iterations: most Lloyd iterations.
+      iterations: most Lloyd iterations, or epochs of mini-batches.
       collapse_repeats: whether a run of one unit counts once.
       encoder: `@LogMelConfig()`, or the folder of an encoder that `units import-encoder` wrote.
       average: frames that are averaged to one before clustering; 2 makes 25 Hz, the paper's rate, of 50 Hz.
-      max_frames: of the sample; more are an error, not a crop.
+      max_frames: of the sample, which is held in memory; more are an error, not a crop.
+      batch_frames: above 0, frames go to a file beside the artefact, which may be larger than memory, and k-means takes mini-batches of so many.
       seed: of the sample and of the seeding.
     """
     manifests = [manifest] if isinstance(manifest, str) else list(manifest)
     chosen_encoder = open_encoder(encoder, average)
-    settings = [num_units, utterances_per_language, iterations, collapse_repeats, chosen_encoder.fingerprint, seed]
+    settings = [num_units, utterances_per_language, iterations, collapse_repeats, chosen_encoder.fingerprint, batch_frames, seed]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for path in manifests:
         digest.update(files.file_hash(manifest_path(path)).encode())
@@ -105,13 +108,20 @@ def fit(
     chosen: list[Utterance] = []
     for number, path in enumerate(manifests):
         chosen += sample_recordings(path, utterances_per_language, seed + number)
-    frames = list(_within(features_of(chosen_encoder, chosen), max_frames, os.fspath(manifests[0])))
+    features = features_of(chosen_encoder, chosen)
+    if batch_frames:
+        with _in_a_file(features, out_dir, chosen_encoder.config.width) as x_NW:
+            frames = len(x_NW)
+            codebook_KW, history = fit_minibatch(x_NW, num_units, batch_frames, iterations, seed)
+    else:
+        held_NW = np.concatenate(list(_within(features, max_frames, os.fspath(manifests[0]))))
+        frames = len(held_NW)
+        codebook_KW, history = kmeans.fit(held_NW, num_units, iterations, seed)
     counts = {language: sum(u.language == language for u in chosen) for language in sorted({u.language for u in chosen})}
-    codebook_KW, history = kmeans.fit(np.concatenate(frames), num_units, iterations, seed)
     fitted_on = {
         "key": digest.hexdigest(),
         "utterances_by_language": counts,
-        "frames": int(sum(map(len, frames))),
+        "frames": frames,
         "mean_squared_distance": [round(value, 6) for value in history],
         "seed": seed,
     }
@@ -127,6 +137,22 @@ def _within(features: Iterator[np.ndarray], max_frames: int, manifest: str) -> I
         if found > max_frames:
             raise UserError(
                 f"{manifest}: its sample has more than fit_units.max_frames = {max_frames} frames; lower fit_units.utterances_per_language, or "
-                f"raise fit_units.max_frames if memory holds them"
+                f"set fit_units.batch_frames, or raise fit_units.max_frames if memory holds them"
             )
         yield x_FW
+
+
+@contextlib.contextmanager
+def _in_a_file(features: Iterator[np.ndarray], out_dir: str | os.PathLike, width: int) -> Iterator[np.ndarray]:
+    """The rows of all features as one mapped array, float32 [N, width]; the file is gone afterwards."""
+    path = pathlib.Path(out_dir) / "features.tmp"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "wb") as file:
+            for x_FW in features:
+                file.write(np.ascontiguousarray(x_FW, np.float32))
+        yield np.memmap(path, np.float32, "r").reshape(-1, width)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); free space or give another folder") from error
+    finally:
+        path.unlink(missing_ok=True)
