@@ -10,7 +10,6 @@ import os
 import pathlib
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 from xretrieval.corpora.manifest_lines import Line, lines, lines_at
 from xretrieval.errors import UserError
@@ -225,13 +224,16 @@ def _utterance(row: dict, folder: str, default_split: str) -> Utterance:
         raise ValueError("fields audio and text: both missing; an utterance has a sound file, a text, or both")
     if "audio" in values and "://" not in values["audio"]:
         values["audio"] = os.path.normpath(os.path.join(folder, values["audio"]))
-    return Utterance(**{"sentence_id": _meaning(values), "split": default_split} | values)
+    return Utterance(**{"sentence_id": meaning(values["text"]) or values["id"], "split": default_split} | values)
 
 
-def _meaning(values: dict[str, Any]) -> str:
-    """What stands in for `sentence_id`: a hash of the text, so that equal texts are never negatives of each other; without text the id."""
-    text = " ".join(unicodedata.normalize("NFKC", values["text"]).casefold().split())
-    return f"text-{hashlib.sha256(text.encode()).hexdigest()[:16]}" if text else values["id"]
+def meaning(text: str) -> str:
+    """What stands in for `sentence_id` where a corpus has none: a hash of the text, so that equal texts are never negatives of each other.
+
+    Case, white space and the forms that Unicode (NFKC) holds to be the same make no difference. Empty for an empty text.
+    """
+    text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return f"text-{hashlib.sha256(text.encode()).hexdigest()[:16]}" if text else ""
 
 
 def _number(name: str, value: object) -> float | int:
