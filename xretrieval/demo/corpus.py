@@ -146,7 +146,7 @@ def _write(folder: pathlib.Path, parts: dict[str, _Part], composed: sentences.Co
             for sentence_id in composed[part.split]:
                 utterance = _utterance(name, part, code, sentence_id, texts[code][sentence_id], texts[_ENGLISH][sentence_id])
                 if part.variants:
-                    voice = voices.draw_voice(polyglot.cldr_and_voice(code)[1], part.variants, seed, code, sentence_id, name)
+                    voice = voice_of(name, code, sentence_id, seed)
                     path = folder / "audio" / code / name / f"{sentence_id}.flac"
                     wanted.append(recordings.Recording(str(path), utterance.text, voice))
                     utterance = dataclasses.replace(utterance, audio=str(path), speaker=voice.variant)
@@ -154,6 +154,18 @@ def _write(folder: pathlib.Path, parts: dict[str, _Part], composed: sentences.Co
     lengths = dict(zip((recording.path for recording in wanted), recordings.record_all(wanted, num_workers), strict=True))
     for name, utterances in manifests.items():
         write_manifest(folder / f"{name}.jsonl", [_measured(utterance, lengths) for utterance in utterances])
+
+
+def voice_of(manifest: str, code: str, sentence_id: str, seed: int) -> voices.Voice:
+    """Who speaks a sentence: it depends on the manifest's name, the language, the sentence and the corpus's seed alone.
+
+    Raises:
+      UserError: the corpus has no such manifest, or one without recordings.
+    """
+    spoken = {name: part.variants for name, part in _parts((), ()).items() if part.variants}
+    if manifest not in spoken:
+        raise UserError(f"{manifest}: not a manifest of recordings of the polyglot corpus; give one of {', '.join(spoken)}")
+    return voices.draw_voice(polyglot.cldr_and_voice(code)[1], spoken[manifest], seed, code, sentence_id, manifest)
 
 
 def _utterance(name: str, part: _Part, code: str, sentence_id: str, text: str, english: str) -> Utterance:

@@ -8,6 +8,8 @@ import functools
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import soxr
@@ -16,7 +18,7 @@ from xretrieval.demo.keyed import draw
 from xretrieval.errors import UserError
 
 SAMPLING_RATE = 16_000
-_ESPEAK_RATE = 22_050
+ESPEAK_RATE = 22_050
 
 # Variants that change formants, pitch and voicing and stay intelligible: no whisper, no robots. The held-out ones are never heard in training.
 TRAINING_VARIANTS = ("m1", "m2", "m3", "m4", "m7", "max", "michel", "f1", "f2", "f3", "f5", "Annie")
@@ -28,6 +30,30 @@ _PITCH = (35, 65)  # espeak-ng's scale, 50 is the variant's own
 _AUDIO_OUTPUT_SYNCHRONOUS, _DONT_EXIT, _CHARS_UTF8, _POS_CHARACTER, _RATE, _PITCH_PARAMETER = 2, 0x8000, 1, 1, 1, 3
 _LONGEST_DATA_PATH = 159  # bytes; beyond, espeak-ng looks where it was built
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
+PHONEMES, IPA = 1, 2  # options: phoneme events, with IPA symbols for names
+_END_OF_EVENTS, _PHONEME = 0, 7
+
+
+class _Event(ctypes.Structure):
+    """espeak_EVENT of speak_lib.h; `name` is the union's longest member, without an end where it is full."""
+
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("unique_identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("name", ctypes.c_byte * 8),
+    )
+
+
+class Phoneme(NamedTuple):
+    """An event: a phoneme begins at this sample, at `ESPEAK_RATE`. A name of more than 8 bytes is cut, and ends in U+FFFD if within a character."""
+
+    sample: int
+    name: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,30 +122,45 @@ def speak(text: str, voice: Voice) -> np.ndarray:
     Raises:
       UserError: espeak-ng is not installed, or does not know the voice.
     """
-    sound_T = np.frombuffer(_synthesise(text, voice), np.int16)
-    if not sound_T.any():
-        raise UserError(f"espeak-ng's voice {voice.language!r} says nothing for {text!r}; leave this language out")
+    return resampled(synthesise(text, voice)[0])
+
+
+def resampled(sound_T: np.ndarray) -> np.ndarray:
+    """int16 samples at `ESPEAK_RATE` to int16 at 16 kHz."""
     # As float: integers soxr would dither, with a noise of its own.
-    sound_T = soxr.resample(sound_T.astype(np.float32), _ESPEAK_RATE, SAMPLING_RATE, quality="HQ")
+    sound_T = soxr.resample(sound_T.astype(np.float32), ESPEAK_RATE, SAMPLING_RATE, quality="HQ")
     return np.clip(np.rint(sound_T), -32768, 32767).astype(np.int16)
 
 
-def _synthesise(text: str, voice: Voice) -> bytes:
+def synthesise(text: str, voice: Voice, options: int = 0) -> tuple[np.ndarray, list[Phoneme]]:
+    """As `speak`, at `ESPEAK_RATE`.
+
+    Args:
+      text: what to say.
+      voice: how.
+      options: 0, `PHONEMES` or `PHONEMES | IPA`; the samples are the same.
+
+    Returns:
+      int16 [T], and the phoneme events in their order; none without `PHONEMES`.
+    """
     # espeak-ng keeps phase, gain and noise of one utterance for the next, even over espeak_Terminate, and seeds its noise by the clock.
     # Loading the library afresh (0.6 ms) is the one reset that leaves nothing.
     library_path, data_path = espeak_paths()
     chunks: list[bytes] = []
+    phonemes: list[Phoneme] = []
 
     def receive(samples: int | None, count: int, events: int | None) -> int:
         if samples and count > 0:
             chunks.append(ctypes.string_at(samples, 2 * count))
+        if options and events:
+            phonemes.extend(_phonemes(events))
         return 0
 
     callback = _CALLBACK(receive)
     library = _load_afresh(library_path)
     try:
-        rate = library.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, os.fsencode(data_path), _DONT_EXIT)
-        if rate != _ESPEAK_RATE:
+        rate = library.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, os.fsencode(data_path), _DONT_EXIT | options)
+        if rate != ESPEAK_RATE:
             raise UserError(
                 f"{data_path}: espeak-ng cannot read its data (status {rate}); install it again: pip install --force-reinstall espeakng-loader"
             )
@@ -137,7 +178,18 @@ def _synthesise(text: str, voice: Voice) -> bytes:
         library.espeak_Terminate()
     finally:
         _ctypes.dlclose(library._handle)
-    return b"".join(chunks)
+    sound_T = np.frombuffer(b"".join(chunks), np.int16)
+    if not sound_T.any():
+        raise UserError(f"espeak-ng's voice {voice.language!r} says nothing for {text!r}; leave this language out")
+    return sound_T, phonemes
+
+
+def _phonemes(address: int) -> Iterator[Phoneme]:
+    """The phoneme events of an array in espeak-ng's memory."""
+    while (event := _Event.from_address(address)).type != _END_OF_EVENTS:
+        if event.type == _PHONEME:
+            yield Phoneme(event.sample, bytes(event.name).partition(b"\0")[0].decode(errors="replace"))
+        address += ctypes.sizeof(_Event)
 
 
 def _load_afresh(path: str) -> ctypes.CDLL:
