@@ -1,6 +1,5 @@
-"""The verbs, where their parts live, and their flags. Imports nothing heavy: `--help` is quick."""
+"""The verbs, and where their parts live. Imports nothing heavy: `--help` is quick."""
 
-import argparse
 import difflib
 
 from xretrieval.errors import UserError
@@ -43,6 +42,7 @@ COMMANDS = {
     "data check": "check",
     "units import-encoder": "import_encoder",
     "units import-codebook": "import_codebook",
+    "units report": "report_units",
     "import-llm": "import_llm",
     "search": "search",
 }
@@ -75,6 +75,11 @@ VERBS = {
         "recordings to unit records",
         "xretrieval units extract --gin_file=gin_configs/runs/polyglot.gin",
         ("extract_units",),
+    ),
+    "units report": (
+        "whether units are any good: beside phones, and as a codebook",
+        "xretrieval units report demo_run/corpus/test.jsonl demo_run/unit_tokenizer --out demo_run/units_report",
+        (),
     ),
     "data tokenizer": (
         "train the text tokenizer",
@@ -130,62 +135,3 @@ def usage(argv: list[str]) -> int:
         "\n`xretrieval VERB --help` shows its flags and an example. Settings: --gin_file=FILE, --gin.NAME.KEY=VALUE, --set NAME.KEY=VALUE"
     )
     return 0
-
-
-def add_flags(parser: argparse.ArgumentParser, verb: str) -> None:
-    """The flags of a verb."""
-    if VERBS[verb][2]:
-        parser.add_argument("--gin_file", action="append", default=[], metavar="FILE", help="a gin file; may be given several times")
-    if verb == "data inspect":
-        parser.add_argument("task", nargs="?", metavar="TASK", help="as polyglot.speech_to_text.de_de; without one, the tasks are listed")
-        parser.add_argument("--split", help="of the task (train)")
-        parser.add_argument("--shown", type=int, metavar="N", help="examples to show behind every step (3)")
-        parser.add_argument("--sample", type=int, metavar="N", help="of a larger task, about so many examples are looked at (20000)")
-        parser.add_argument("--out", dest="out_dir", metavar="DIR", help="folder for a picture of the lengths")
-    elif verb == "demo":
-        parser.add_argument("--workdir", default="demo_run", help="everything goes there (demo_run)")
-        parser.add_argument("--languages", default=None, help="trained languages, as de,fr,ru (English comes along), or `all`")
-        parser.add_argument(
-            "--minutes", type=float, default=None, help="train about so long, measured over 20 steps, instead of the set number of steps"
-        )
-        parser.add_argument("--seed", type=int, default=0, help="of the corpus, the units, the parameters and the order of the data")
-    elif verb == "data manifest":
-        parser.add_argument("corpus", choices=CORPORA)
-        parser.add_argument("source", help="its folder, as it was downloaded")
-        parser.add_argument("--out", required=True, metavar="FILE", help="the manifest, SPLIT.jsonl; its summary goes beside it")
-        parser.add_argument("--languages", default=None, help="as de,fr (all that are there)")
-        parser.add_argument("--split", dest="splits", action="append", default=None, help="may be given several times (all)")
-        parser.add_argument("--into", default=None, metavar="LANGUAGE", help="language of the translations (en)")
-        parser.add_argument("--threshold", type=float, default=None, help="least margin score of a WikiMatrix pair (1.04)")
-        parser.add_argument("--text", default=None, help="FLEURS: raw_transcription, or transcription without capitals and punctuation")
-        parser.add_argument(
-            "--audio_dir", default=None, metavar="DIR", help="FLEURS: where sound from archives is written (audio beside FILE)"
-        )
-    elif verb == "data check":
-        parser.add_argument("manifest", help="a JSONL or TSV manifest")
-    elif verb == "units import-encoder":
-        parser.add_argument("source", help="a Hugging Face folder: config.json, preprocessor_config.json, *.safetensors")
-        parser.add_argument("--layer", type=int, default=None, help="the layer whose output is taken, as hidden_states[LAYER] (the last)")
-        parser.add_argument("--average", type=int, default=1, help="so many frames are averaged to one; 2 makes 25 Hz of 50 Hz (1)")
-        parser.add_argument("--out", required=True, metavar="DIR", help="folder of the encoder")
-    elif verb == "units import-codebook":
-        parser.add_argument("codebook", help=".npy, .safetensors, or a flat index of faiss")
-        parser.add_argument("--encoder", required=True, metavar="DIR", help="as `units import-encoder` wrote it")
-        parser.add_argument("--made_for", required=True, metavar="NAME", help="the encoder it was made for: its name, or its fingerprint")
-        parser.add_argument("--layer", required=True, type=int, help="the layer it was made for")
-        parser.add_argument("--check", required=True, metavar="MANIFEST", help="recordings on whose features it is tried")
-        parser.add_argument("--recordings", type=int, default=20, help="of each language of the manifest (20)")
-        parser.add_argument("--keep_repeats", action="store_true", help="a run of one unit counts as often as it is long")
-        parser.add_argument("--out", required=True, metavar="DIR", help="folder of the unit tokenizer")
-    elif verb == "import-llm":
-        parser.add_argument("source", help="a Hugging Face folder: config.json, *.safetensors, tokenizer.json or tokenizer.model")
-        parser.add_argument("--out", required=True, metavar="DIR", help="the model directory; an imported LLM that is there is replaced")
-    elif verb == "search":
-        parser.add_argument("model", help="a model directory")
-        parser.add_argument("index", help="an index file, or a cluster's URI")
-        parser.add_argument("--text", help="a typed query")
-        parser.add_argument("--speech", metavar="FILE", help="a spoken query")
-        parser.add_argument("--language", required=True, help="language of the query, as de or de_de")
-        parser.add_argument("--in_language", default=None, help="only results in this language")
-        parser.add_argument("--kind", choices=("speech", "text"), default=None, help="only recordings, or only texts")
-        parser.add_argument("--top_k", type=int, default=5, help="results (5)")

@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import pathlib
 
 from xretrieval.errors import UserError
 
@@ -84,6 +85,23 @@ def import_codebook(arguments: argparse.Namespace) -> None:
         f"fitted on them {wanted:.1%}"
     )
     print(f"wrote {arguments.out}")
+
+
+def report_units(arguments: argparse.Namespace) -> None:
+    """Unit tokenizers side by side; the demo's recordings are aligned by speaking them again."""
+    from xretrieval.units.report import report
+
+    alignments = arguments.alignments
+    if alignments is None:
+        manifest = pathlib.Path(arguments.manifest)
+        if not (manifest.parent / "corpus.json").exists():
+            raise UserError(f"{manifest}: not a manifest of the demo's corpus, whose phones are known; give --alignments")
+        alignments = str(manifest.with_suffix(".phones.jsonl"))
+        if not pathlib.Path(alignments).exists():
+            from xretrieval.demo.phones import write_phones
+
+            print(f"wrote {write_phones(str(manifest.parent), manifest.stem)}")
+    report(arguments.manifest, alignments, arguments.tokenizers, arguments.out, arguments.per_language, arguments.seed)
 
 
 def search(arguments: argparse.Namespace) -> None:

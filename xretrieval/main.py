@@ -12,8 +12,9 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 
-from xretrieval.command_line import BINDING_FLAGS, BORROWS, COMMANDS, CONFIGURABLES, SET_HELP, VERBS, WRITES, add_flags, usage
+from xretrieval.command_line import BINDING_FLAGS, BORROWS, COMMANDS, CONFIGURABLES, SET_HELP, VERBS, WRITES, usage
 from xretrieval.errors import UserError
+from xretrieval.flags import add_flags
 
 ROOT = pathlib.Path(__file__).parent.parent
 
