@@ -49,6 +49,8 @@ CORE = [
     "apache-beam>=2.77,<3",
     "array_record",
     "tensorboardX",
+    # Reads FLEURS in its parquet form; apache-beam brings it along anyway.
+    "pyarrow",
 ]
 
 DEMO = [
