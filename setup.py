@@ -43,6 +43,8 @@ CORE = [
     # From 2.21: the version that was tried, with wheels for Python 3.11 to 3.13. It fixes TensorFlow's minor, so tensorflow has no bound.
     "tensorflow-text>=2.21",
     "tensorflow-datasets",
+    # The builders of tensorflow-datasets import it and require it nowhere.
+    "importlib_resources",
     # From 0.5: configurables by module path (`from __gin__ import dynamic_registration`), so that only main.py imports gin.
     "gin-config>=0.5",
     # From 2.77: earlier ones were not tried with NumPy 2.4 and pyarrow 25. Below 3: FnApiRunner is imported by its module's name.
@@ -81,6 +83,8 @@ TEST = [
     *TPU,  # to compile the train step for a TPU without having one
     # From 8: `pythonpath` and `filterwarnings` as written in pyproject.toml.
     "pytest>=8",
+    # The test case of tensorflow-datasets imports it.
+    "dill",
     "ruff",
     "mypy",
 ]

@@ -1,3 +1,6 @@
+import json
+import pathlib
+
 import pytest
 
 from xretrieval.errors import UserError
@@ -15,6 +18,32 @@ def test_the_table_is_fleurs():
         values = [getattr(row, field) for row in table().values()]
         assert len(set(values)) == len(values), field
     assert all(len(row.iso639_3) == 3 and len(row.script) == 4 and code == row.code for code, row in table().items())
+
+
+# The targets of its English -> X half.
+FROM_ENGLISH = "de tr fa sv-SE mn zh-CN cy ca sl et id ar ta lv ja".split()
+# Where mteb says otherwise: the member of a macrolanguage, where ISO 639-3 has one, and Hangul alone, where Korean may be written with Han as well.
+OTHERWISE = {"ko_kr": "kor-Hang", "lv_lv": "lvs-Latn", "ne_np": "npi-Deva", "sw_ke": "swh-Latn", "uz_uz": "uzn-Latn"}
+
+
+def test_languages_and_scripts_are_those_of_mteb():
+    """`make parity` wrote the package's table."""
+    theirs = json.loads((pathlib.Path(__file__).parent / "data/parity/mteb_fleurs.json").read_text())
+    ours = {code: f"{row.iso639_3}-{row.script}" for code, row in table().items()}
+    assert {code: found for code, [found] in theirs.items()} == ours | OTHERWISE
+    for found in OTHERWISE.values():
+        assert language(found[:3]).code in OTHERWISE
+
+
+def test_what_covost2_and_wikimatrix_have():
+    rows = table().values()
+    assert sorted(row.covost2 for row in rows if row.covost2_from_english) == sorted(FROM_ENGLISH)
+    lacking = {row.code for row in rows if row.covost2 and not row.wikimatrix}
+    assert lacking == {"mn_mn", "lv_lv", "cy_gb"}
+    assert all(row.wikimatrix for row in rows if row.wikimatrix_english)
+    assert not table()["en_us"].wikimatrix_english
+    codes = [row.wikimatrix for row in rows if row.wikimatrix]
+    assert len(set(codes)) == len(codes)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ import pathlib
 import shutil
 import sys
 
+import codebooks
 import hubert_encoders
+import languages
 import numpy as np
 import torch
 import transformers
@@ -98,7 +100,8 @@ def main() -> None:
             write(family)
     if not wanted or "tokenizers" in wanted:
         write_tokenizers(OUT / "tokenizers")
-    for name, module in (("hubert", hubert_encoders), ("w2v_bert", w2v_bert_encoders), ("usm", usm_encoders)):
+    others = (hubert_encoders, w2v_bert_encoders, usm_encoders, codebooks, languages)
+    for name, module in zip(("hubert", "w2v_bert", "usm", "codebooks", "languages"), others, strict=True):
         if not wanted or name in wanted:
             module.write(OUT)
 

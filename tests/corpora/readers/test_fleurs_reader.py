@@ -132,7 +132,7 @@ def test_names_cannot_leave_the_folder(tmp_path):
     as_archive(tmp_path / "fleurs", "de_de", "train", GERMAN[:1])
     tsv = tmp_path / "fleurs/de_de/train.tsv"
     tsv.write_text(tsv.read_text().replace("a.wav", "../a.wav"))
-    (tmp_path / "audio/de_de").mkdir(parents=True)
+    (tmp_path / "audio/de_de/train").mkdir(parents=True)
     (tmp_path / "audio/de_de/a.wav").write_bytes(SOUNDS["a.wav"])
     found, findings = read(tmp_path / "fleurs", tmp_path)
     assert not found
