@@ -27,7 +27,7 @@ class LanguageConfig(tfds.core.BuilderConfig):
     language: str = ""
 
 
-class UtteranceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class UtteranceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """A corpus, a language a config. What a manifest leaves empty is "", NaN, or a sampling rate of 0."""
 
     VERSION = tfds.core.Version("1.0.0")
