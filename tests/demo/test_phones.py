@@ -76,7 +76,17 @@ def test_the_phones_of_a_word_by_name():
 def test_a_stop_has_its_closure_and_nothing_else_takes_silence():
     sound_T = np.ones(10_000, np.int16)
     sound_T[1_500:2_000] = sound_T[3_900:4_000] = sound_T[5_000:6_000] = sound_T[7_500:8_000] = 0
-    named = [(0, "a"), (2_000, "t"), (2_200, ""), (3_000, "a"), (4_000, "k"), (5_000, SILENCE), (5_900, SILENCE), (6_000, "p"), (7_000, "n")]
+    named = [
+        (0, "a"),
+        (2_000, "t"),
+        (2_200, ""),
+        (3_000, "a"),
+        (4_000, "k"),
+        (5_000, SILENCE),
+        (5_900, SILENCE),
+        (6_000, "p"),
+        (7_000, "n"),
+    ]
     named += [(7_200, "ʲ"), (8_000, "s"), (9_000, "")]
     segments = phones._merged(named, sound_T)
     assert segments == [

@@ -136,7 +136,11 @@ def test_what_a_corpus_has_no_use_for_is_refused_and_nothing_is_left_behind(fold
     out = tmp_path / "train.jsonl"
     for corpus, arguments, message in (
         ("wikimatrix", {"text": "transcription"}, "wikimatrix has no use for text"),
-        ("wikimatrix", {"languages": ["de"], "threshold": 5.0}, "no utterance of wikimatrix was found: 2 x the margin score is not a number"),
+        (
+            "wikimatrix",
+            {"languages": ["de"], "threshold": 5.0},
+            "no utterance of wikimatrix was found: 2 x the margin score is not a number",
+        ),
         ("wikimatrx", {}, "there are covost2|there are common_voice"),
     ):
         with pytest.raises(UserError, match=message):
