@@ -48,9 +48,18 @@ def import_llm(arguments: argparse.Namespace) -> None:
 def import_encoder(arguments: argparse.Namespace) -> None:
     """A released speech encoder to the folder that `units fit` takes; says what it found, and what of it is not in there."""
     from xretrieval.units.encoders import files
+    from xretrieval.units.encoders.encoder import Encoder, init
     from xretrieval.units.encoders.pretrained import import_encoder
 
     encoder, left_out = import_encoder(arguments.source, arguments.layer, arguments.average)
+    if arguments.random_weights is not None:
+        origin = {
+            **encoder.source,
+            "name": f"{encoder.source['name']}, weights of seed {arguments.random_weights}",
+            "licence": "none",
+            "terms": "",
+        }
+        encoder = Encoder(encoder.config, init(encoder.config, arguments.random_weights), encoder.average, origin)
     parameters = sum(x.size for x in encoder.params.values())
     files.save(encoder, arguments.out)
     print(

@@ -51,6 +51,7 @@ def _units_import_encoder(add: Add) -> None:
     add("source", help="a Hugging Face folder: config.json, preprocessor_config.json, *.safetensors")
     add("--layer", type=int, default=None, help="the layer whose output is taken, as hidden_states[LAYER] (the last)")
     add("--average", type=int, default=1, help="so many frames are averaged to one; 2 makes 25 Hz of 50 Hz (1)")
+    add("--random_weights", type=int, default=None, metavar="SEED", help="its network with weights of chance: what units owe to training")
     add("--out", required=True, metavar="DIR", help="folder of the encoder")
 
 

@@ -50,6 +50,12 @@ def test_an_imported_encoder_says_what_it_is(root, capsys):
     said = capsys.readouterr().out
     for part in ("hubert_base (hubert): layer 1", "at 50 Hz", "left out: encoder.layers.* (", f"wrote {out}"):
         assert part in said
+    chance = [*("units", "import-encoder", str(FIXTURES / "hubert_base"), "--layer", "1", "--out", out), "--random_weights", "3"]
+    assert main.main(chance) == 0
+    assert "hubert_base, weights of seed 3" in capsys.readouterr().out
+    assert files.load(out).layer == 1
+        **{**vars(files.load(root / "encoder").config), "layer": 1}
+    )
     assert main.main(["units", "import-encoder", str(FIXTURES / "hubert_base"), "--layer", "40", "--out", out]) == 2
     assert "40" in capsys.readouterr().err
 
