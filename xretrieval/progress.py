@@ -7,12 +7,12 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def track(items: Iterable[T], total: int, label: str, amount: Callable[[T], float] | None = None, unit: str = "") -> Iterator[T]:
+def track(items: Iterable[T], total: int | None, label: str, amount: Callable[[T], float] | None = None, unit: str = "") -> Iterator[T]:
     """Yields `items`, drawing a bar with rate and time left where standard error is a terminal.
 
     Args:
       items: what is done one after another.
-      total: their number.
+      total: their number, or None where it is not known.
       label: what they are.
       amount: what the rate counts of an item, in `unit`; by default items.
       unit: of the rate, e.g. "s of sound".

@@ -12,6 +12,7 @@ import numpy as np
 
 from xretrieval.corpora.manifest import Utterance, duplicate, manifest_path, read_at, scan
 from xretrieval.errors import UserError
+from xretrieval.progress import track
 
 _PLACES = "lines.npy"
 
@@ -39,7 +40,7 @@ def find_recordings(manifest: str | os.PathLike, out_dir: str | os.PathLike) -> 
     path = manifest_path(manifest)
     places, ids, numbers = array("q"), array("Q"), array("q")
     problems: list[str] = []
-    for line, found in scan(path):
+    for line, found in track(scan(path), None, f"reading {path.name}", unit="lines"):
         if isinstance(found, str):
             problems.append(f"{path}:{line.number}: {found}")
         else:
