@@ -42,6 +42,17 @@ def test_measures_are_the_formulas(seed):
     np.testing.assert_allclose(got, written_out(joint), rtol=1e-12)
 
 
+def test_the_correction_takes_away_what_few_frames_pretend():
+    rng = np.random.default_rng(0)
+    joint = quality.joint_counts(rng.integers(0, 20, 3_000), rng.integers(0, 50, 3_000), 20, 50)
+    assert quality.pnmi(joint) > 0.04
+    assert abs(quality.corrected_pnmi(joint)) < 0.01
+    cells, phones, units = (np.count_nonzero(counts) for counts in (joint, joint.sum(1), joint.sum(0)))
+    uncertainty = quality.entropy(joint.sum(1)) + (phones - 1) / (6_000 * math.log(2))
+    information = quality.pnmi(joint) * quality.entropy(joint.sum(1)) - (cells - phones - units + 1) / (6_000 * math.log(2))
+    assert quality.corrected_pnmi(joint) == pytest.approx(information / uncertainty, rel=1e-12)
+
+
 def test_known_cases():
     same = np.diag([5.0, 3.0, 2.0])
     assert (quality.pnmi(same), quality.phone_purity(same), quality.cluster_purity(same)) == (pytest.approx(1.0), 1.0, 1.0)
@@ -95,7 +106,7 @@ def test_fitted_units_tell_tones_apart_and_a_codebook_of_chance_does_not(corpus,
     fitted, chance = found["tokenizers"]["fitted"], found["tokenizers"]["chance"]
     assert fitted["pnmi"]["value"] > 0.7 > 0.4 > chance["pnmi"]["value"]
     for each in (fitted, chance):
-        for measure in ("pnmi", "phone_purity", "cluster_purity"):
+        for measure in ("pnmi", "corrected_pnmi", "phone_purity", "cluster_purity"):
             low, high = each[measure]["interval_95"]
             assert low <= each[measure]["value"] + 0.05
             assert high >= each[measure]["value"] - 0.05

@@ -38,6 +38,17 @@ def pnmi(joint_PK: np.ndarray) -> float:
     return (phones + units - entropy(joint_PK)) / phones
 
 
+def corrected_pnmi(joint_PK: np.ndarray) -> float:
+    """PNMI with the first-order correction of each entropy (Miller 1955): few frames a cell make units look as if they told phones apart."""
+    frames = joint_PK.sum()
+
+    def corrected(counts: np.ndarray) -> float:
+        return entropy(counts) + (np.count_nonzero(counts) - 1) / (2.0 * frames * np.log(2.0))
+
+    phones, units = corrected(joint_PK.sum(1)), corrected(joint_PK.sum(0))
+    return float((phones + units - corrected(joint_PK)) / phones)
+
+
 def phone_purity(joint_PK: np.ndarray) -> float:
     """Share of frames whose phone is the most frequent one of their unit: the accuracy of units read as phones. Grows with K."""
     return float(joint_PK.max(0).sum() / joint_PK.sum())
