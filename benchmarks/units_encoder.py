@@ -62,8 +62,9 @@ def encoder_rows() -> list[dict]:
         return [seconds(lambda: encoder.features(group)), *(seconds(lambda size=size: peer(group, size)) for size in SIZES)]
 
     everything = sounds()
-    ours, *theirs = np.sum([compared(everything[first : first + GROUP]) for first in range(0, UTTERANCES, GROUP)], axis=0)
-    best = int(np.argmin(theirs))
+    taken = [compared(everything[first : first + GROUP]) for first in range(0, UTTERANCES, GROUP)]
+    ours, *theirs = (sum(column) for column in zip(*taken, strict=True))
+    best = theirs.index(min(theirs))
     total = sum(len(samples_T) for samples_T in everything) / SAMPLING_RATE
     name = f"HuBERT base, {UTTERANCES} utterances of {SHORTEST:g} to {LONGEST:g} s, audio seconds per second"
     peer_name = f"transformers, {SIZES[best]} at a time, the fastest of {SIZES}"

@@ -201,7 +201,10 @@ def assert_visible(family: Family, sounds: list[np.ndarray]) -> dict[str, float]
         changed_FD = hidden_states(encoder, inputs_BT)[-1][: last[i].shape[0]]
         seen[what] = max(seen.get(what, 0.0), float(np.abs(changed_FD - last[i]).max() / np.abs(last[i]).max()))
 
-    see_all = lambda what, encoder: [see(what, i, encoder, extract(x, family.normalise)) for i, x in enumerate(sounds)]
+    def see_all(what: str, encoder: torch.nn.Module) -> None:
+        for i, samples_T in enumerate(sounds):
+            see(what, i, encoder, extract(samples_T, family.normalise))
+
     for what, changed in weight_changes(weights, encoder.config.do_stable_layer_norm):
         encoder.load_state_dict(changed)
         see_all(what, encoder)

@@ -54,7 +54,18 @@ _EXTRACTOR = {
 # Where models with a head keep the encoder.
 _PREFIXES = ("hubert.", "wav2vec2.")
 _OUTSIDE = ("masked_spec_embed", "adapter.", "final_proj.")
-_HEADS = ("lm_head.", "quantizer.", "project_hid.", "project_q.", "projector.", "classifier.", "layer_weights", "tdnn.", "feature_extractor.", "objective.")  # fmt: skip
+_HEADS = (
+    "lm_head.",
+    "quantizer.",
+    "project_hid.",
+    "project_q.",
+    "projector.",
+    "classifier.",
+    "layer_weights",
+    "tdnn.",
+    "feature_extractor.",
+    "objective.",
+)
 # The two spellings of a weight norm's length and direction.
 _WEIGHT_NORMS = (("parametrizations.weight.original0", "parametrizations.weight.original1"), ("weight_g", "weight_v"))
 
@@ -90,8 +101,9 @@ def from_huggingface(
         for i in range(config.layer):
             values = made(source, f"{prefix}encoder.layers.{i}.")
             # Filled layer by layer, so that no layer is held twice.
-            stacked = params.setdefault(ours, np.empty((config.layer, *values.shape), np.float32))
-            stacked[i] = values
+            if not i:
+                params[ours] = np.empty((config.layer, *values.shape), np.float32)
+            params[ours][i] = values
     return config, params, _left_out(root, config, layers, prefix, found.keys() - used)
 
 
@@ -228,7 +240,11 @@ def _left_out(root: pathlib.Path, config: HubertConfig, layers: int, prefix: str
       UserError: one of them is unknown.
     """
     of_layer = {name for _, source in _of_layer(config) for name, _ in source.members}
-    outside = (*_OUTSIDE, "encoder.layer_norm.") if config.stable else _OUTSIDE
+    outside: tuple[str, ...] = _OUTSIDE
+    if config.stable:
+        outside += ("encoder.layer_norm.",)
+    if config.group_norm and config.conv_bias:
+        outside += ("feature_extractor.conv_layers.0.conv.bias",)
     for name in sorted(names):
         inside = name.removeprefix(prefix) if name.startswith(prefix) else ""
         above = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)", inside)
