@@ -126,18 +126,15 @@ def _labelled(
 
 
 def _measured(tokenizer: UnitTokenizer, labelled: Sequence[Labelled], phones: int, seed: int) -> dict[str, Any]:
-    joint_UPK = [quality.joint_counts(each.phones_F, each.units_F, phones, tokenizer.num_units) for each in labelled]
-    joint_PK = np.sum(joint_UPK, axis=0)
+    # Counts of one recording are small whole numbers, and their sums far below 2^24.
+    joint_UPK = np.array([quality.joint_counts(each.phones_F, each.units_F, phones, tokenizer.num_units) for each in labelled], np.float32)
+    joint_PK = joint_UPK.sum(0, dtype=np.float64)
     used_K = joint_PK.sum(0)
     rng = np.random.default_rng(seed)
     drawn: dict[str, list[float]] = {name: [] for name in _MEASURES}
-    for _ in range(_RESAMPLES):
-        # Whole utterances are drawn: frames of one are not independent.
-        weights = rng.multinomial(len(labelled), np.full(len(labelled), 1.0 / len(labelled)))
-        again_PK = np.zeros_like(joint_PK)
-        for weight, each_PK in zip(weights, joint_UPK, strict=True):
-            if weight:
-                again_PK += weight * each_PK
+    # Whole utterances are drawn: frames of one are not independent.
+    weights_NU = rng.multinomial(len(labelled), np.full(len(labelled), 1.0 / len(labelled)), _RESAMPLES).astype(np.float32)
+    for again_PK in np.tensordot(weights_NU, joint_UPK, 1).astype(np.float64):
         for name, measure in _MEASURES.items():
             drawn[name].append(measure(again_PK))
     measures = {
