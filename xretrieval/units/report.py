@@ -138,8 +138,8 @@ def _measured(tokenizer: UnitTokenizer, labelled: Sequence[Labelled], phones: in
         for name, measure in _MEASURES.items():
             drawn[name].append(measure(again_PK))
     measures = {
-        # Mirrored at the value: a draw holds fewer different frames than the sample, which moves these measures as it moved the sample's.
-        name: {"value": measure(joint_PK), "interval_95": (2.0 * measure(joint_PK) - np.percentile(drawn[name], [97.5, 2.5])).tolist()}
+        # About the value: a draw holds fewer different frames than the sample, which moves its mean, so that only its spread is told.
+        name: {"value": measure(joint_PK), "interval_95": [measure(joint_PK) + sign * _half_width(drawn[name]) for sign in (-1, 1)]}
         for name, measure in _MEASURES.items()
     }
     by_language = {}
@@ -164,6 +164,12 @@ def _measured(tokenizer: UnitTokenizer, labelled: Sequence[Labelled], phones: in
         "collapsed_units_per_second": sum(quality.runs(each.units_F) for each in labelled) / seconds,
         "languages": by_language,
     }
+
+
+def _half_width(draws: Sequence[float]) -> float:
+    """Of the range that 95 % of the draws lie in."""
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return float(high - low) / 2.0
 
 
 def print_report(results: dict[str, Any]) -> None:
@@ -217,9 +223,7 @@ def write_report(results: dict[str, Any], out_dir: str) -> list[str]:
     ):
         values = np.array([results["tokenizers"][name][measure]["value"] for name in names])
         bounds = np.array([results["tokenizers"][name][measure]["interval_95"] for name in names]).T
-        # A percentile of draws may lie on the other side of the value.
-        errors = np.maximum([values - bounds[0], bounds[1] - values], 0.0)
-        left.bar(places + 0.27 * (shift - 1), values, 0.25, yerr=errors, label=label, capsize=2)
+        left.bar(places + 0.27 * (shift - 1), values, 0.25, yerr=(bounds[1] - bounds[0]) / 2, label=label, capsize=2)
     left.set_xticks(places, names, rotation=20, ha="right")
     left.set_title("what units say of phones")
     left.legend()
@@ -228,6 +232,7 @@ def write_report(results: dict[str, Any], out_dir: str) -> list[str]:
         right.plot(list(by_language), [each["collapsed_units_per_second"] for each in by_language.values()], "o", label=name)
     right.tick_params(axis="x", rotation=60)
     right.set_ylim(bottom=0)
+    right.legend(fontsize="small")
     right.set_title("units a second, runs once")
     figure.tight_layout()
     figure.savefig(root / "units_report.png", dpi=90)
