@@ -8,6 +8,7 @@ from xretrieval.errors import UserError
 CONFIGURABLES = {
     "corpus": "xretrieval.demo.corpus:generate",
     "fit_units": "xretrieval.units.fit:fit",
+    "AudioLimits": "xretrieval.corpora.segments:AudioLimits",
     "LogMelConfig": "xretrieval.units.encoders.log_mel:LogMelConfig",
     "extract_units": "xretrieval.verbs:extract_units",
     "text_tokenizer": "xretrieval.data.build:text_tokenizer",
@@ -74,7 +75,7 @@ VERBS = {
     "units extract": (
         "recordings to unit records",
         "xretrieval units extract --gin_file=gin_configs/runs/polyglot.gin",
-        ("extract_units",),
+        ("extract_units", "AudioLimits"),
     ),
     "units report": (
         "whether units are any good: beside phones, and as a codebook",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from xretrieval.errors import UserError
 
 if TYPE_CHECKING:
+    from xretrieval.corpora.segments import AudioLimits
     from xretrieval.data.vocabulary import Vocabulary
     from xretrieval.units.tokenizer import UnitTokenizer
 
@@ -18,6 +19,7 @@ def extract_units(
     num_shards: int = 8,
     num_workers: int = 2,
     num_decoders: int = 1,
+    limits: "AudioLimits | None" = None,
     beam_flags: tuple[str, ...] = (),
     max_failures: int = 0,
 ):
@@ -25,13 +27,21 @@ def extract_units(
 
     On an accelerator: one worker, and as many decoders as there are cores.
     """
+    from xretrieval.corpora.segments import AudioLimits
     from xretrieval.units.extract import extract
 
     indices = {}
     for split in splits:
         out = os.path.join(out_dir, split)
         indices[split] = found = extract(
-            os.path.join(manifests_dir, split), tokenizer_dir, out, num_shards, num_workers, num_decoders, beam_flags
+            os.path.join(manifests_dir, split),
+            tokenizer_dir,
+            out,
+            num_shards,
+            num_workers,
+            num_decoders,
+            limits or AudioLimits(),
+            beam_flags,
         )
         print(
             f"{out}: {found['utterances_in']} in = {found['records']} out + {found['failed']} failed, {found['seconds_of_sound']:.0f} s of sound"

@@ -14,6 +14,7 @@ import pytest
 import soundfile
 
 from xretrieval.corpora import shards
+from xretrieval.corpora.audio import AudioLimits
 from xretrieval.errors import UserError
 from xretrieval.units import extract as lib
 from xretrieval.units.encoders.encoder import Encoder
@@ -111,6 +112,41 @@ def test_what_cannot_be_used_is_listed_with_its_reason_and_all_add_up(tmp_path):
         assert f"{number}.wav" in entry["reason"]
         assert reason in entry["reason"]
         assert "\n" not in entry["reason"]
+
+
+def test_limits_are_settings(corpus, tmp_path):
+    index = lib.extract(*corpus, str(tmp_path), num_shards=2, num_workers=1, limits=AudioLimits(max_seconds=0.65))
+    assert index["records"] + index["failed"] == COUNT
+    assert index["failed"] == sum(0.5 + 0.1 * (i % 7) > 0.65 for i in range(COUNT))
+    assert "at most" in (tmp_path / "failures.jsonl").read_text()
+
+
+def test_mutated_files_end_as_units_or_as_a_line_of_failures(corpus, tmp_path):
+    """Two hundred files that were cut, flipped and spliced: `make fuzz-audio` tries thousands on the decoder alone."""
+    rng = np.random.default_rng(0)
+    whole = [(pathlib.Path(corpus[0]).parent / f"{i}.wav").read_bytes() for i in range(COUNT)]
+    lines = []
+    for i in range(200):
+        content = bytearray(whole[i % COUNT])
+        kind = i % 4
+        if kind == 0:
+            content = content[: rng.integers(1, len(content))]
+        elif kind == 1:
+            for place in rng.integers(0, 44, 3):
+                content[place] ^= 1 << int(rng.integers(8))
+        elif kind == 2:
+            content += rng.bytes(int(rng.integers(1, 5_000)))
+        else:
+            content = content[: rng.integers(44, len(content))] + bytearray(whole[(i + 1) % COUNT])
+        (tmp_path / f"m{i}.wav").write_bytes(bytes(content))
+        lines.append({"id": f"m{i}", "language": "de_de", "text": "", "audio": f"m{i}.wav"})
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    index = lib.extract(str(tmp_path / "own.jsonl"), corpus[1], str(tmp_path / "out"), num_shards=3, num_workers=1)
+    failed = {json.loads(line)["id"] for line in (tmp_path / "out/failures.jsonl").read_text().splitlines()}
+    done = {record.utterance.id for record in lib.read_unit_records(tmp_path / "out")}
+    assert failed | done == {f"m{i}" for i in range(200)}
+    assert not failed & done
+    assert index["failed"] == len(failed) > 50
 
 
 def test_many_recordings_make_more_shards(corpus, tmp_path, monkeypatch):

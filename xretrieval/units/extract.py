@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from xretrieval.corpora import shards
-from xretrieval.corpora.audio import Sound, load_all
+from xretrieval.corpora.audio import AudioLimits, Sound, load_all
 from xretrieval.corpora.manifest import Utterance
 from xretrieval.errors import UserError, read_json, write_json
 from xretrieval.units.recordings import find_recordings, shard_of, stamp
@@ -30,7 +30,9 @@ def _tokenizer(directory: str) -> UnitTokenizer:
     return UnitTokenizer.load(directory)
 
 
-def _extract_shard(index: int, *, total: int, manifest: str, tokenizer_dir: str, out_dir: str, key: str, num_decoders: int) -> dict:
+def _extract_shard(
+    index: int, *, total: int, manifest: str, tokenizer_dir: str, out_dir: str, key: str, num_decoders: int, limits: AudioLimits
+) -> dict:
     tokenizer = _tokenizer(tokenizer_dir)
     recordings = shard_of(manifest, out_dir, index, total)
     sounds = stamp(recordings)  # before they are read: a file that changes meanwhile is read again next time
@@ -38,7 +40,8 @@ def _extract_shard(index: int, *, total: int, manifest: str, tokenizer_dir: str,
     failures: list[dict] = []
     counts: dict[str, dict[str, int]] = {"languages": {}, "with_text": {}, "with_english": {}}
     seconds = 0.0
-    for window in _windows(recordings, num_decoders, failures, tokenizer):
+    decoded = load_all([(u.recording, u.start, u.duration) for u in recordings], num_decoders, limits=limits)
+    for window in _windows(recordings, decoded, failures, tokenizer):
         for (utterance, sound), units in zip(window, tokenizer.encode_all([sound.samples_T for _, sound in window]), strict=True):
             found = dataclasses.replace(utterance, sampling_rate=sound.info.sampling_rate)
             records.append(json.dumps({**vars(found), "units": units.tolist()}, ensure_ascii=False, sort_keys=True).encode())
@@ -57,14 +60,13 @@ def _extract_shard(index: int, *, total: int, manifest: str, tokenizer_dir: str,
 
 
 def _windows(
-    recordings: Sequence[Utterance], num_decoders: int, failures: list[dict], tokenizer: UnitTokenizer
+    recordings: Sequence[Utterance], decoded: Iterable[Sound | UserError], failures: list[dict], tokenizer: UnitTokenizer
 ) -> Iterator[list[tuple[Utterance, Sound]]]:
     """Utterances with their sound, in order, some minutes at a time; what cannot be used goes to `failures`."""
     most = _WINDOW_SECONDS.get(jax.default_backend(), _WINDOW_SECONDS_ELSEWHERE) * 16_000
     window: list[tuple[Utterance, Sound]] = []
     held = 0
-    requests = [(utterance.recording, utterance.start, utterance.duration) for utterance in recordings]
-    for utterance, sound in zip(recordings, load_all(requests, num_decoders), strict=True):
+    for utterance, sound in zip(recordings, decoded, strict=True):
         reason = str(sound) if isinstance(sound, UserError) else _unusable(utterance, sound, tokenizer)
         if isinstance(sound, UserError) or reason:
             failures.append({"id": utterance.id, "file": utterance.audio, "reason": reason})
@@ -107,6 +109,7 @@ def extract(
     num_shards: int = 8,
     num_workers: int = 2,
     num_decoders: int = 1,
+    limits: AudioLimits = AudioLimits(),
     beam_flags: tuple[str, ...] = (),
 ) -> dict:
     """Writes the unit records of a manifest to `out_dir` and returns their index (also in `out_dir/index.json`).
@@ -121,6 +124,7 @@ def extract(
       num_shards: files, and pieces of work; more where one would hold over 2,000 recordings.
       num_workers: 1 runs in this process, on its accelerator if it has one; from 2 on so many processes, on the CPU.
       num_decoders: processes that decode sound, for each worker.
+      limits: of decoding one file.
       beam_flags: see `shards.run_shards`.
     """
     recordings = find_recordings(manifest, out_dir)
@@ -130,7 +134,7 @@ def extract(
     places: dict[str, Any] = {"total": total, "manifest": recordings.manifest, "out_dir": os.path.abspath(out_dir)}
     tokenizer_dir = os.path.abspath(tokenizer_dir)
     summaries = shards.run_shards(
-        functools.partial(_extract_shard, **places, tokenizer_dir=tokenizer_dir, key=key, num_decoders=num_decoders),
+        functools.partial(_extract_shard, **places, tokenizer_dir=tokenizer_dir, key=key, num_decoders=num_decoders, limits=limits),
         out_dir,
         total,
         key,
