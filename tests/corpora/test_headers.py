@@ -137,3 +137,25 @@ def test_an_ogg_file_is_all_there_or_an_error(recorded, tmp_path):
         (tmp_path / "a.ogg").write_bytes(data)
         with pytest.raises(UserError, match=r"a\.ogg"):
             load_audio(tmp_path / "a.ogg")
+
+
+def test_what_looks_like_a_flac_frame_inside_of_one_is_none():
+    """Eight bits of a checksum pass by chance in one of some thousand files."""
+
+    def checksum(data, bits, polynomial):
+        crc = 0
+        for byte in data:
+            crc ^= byte << (bits - 8)
+            for _ in range(8):
+                crc = (crc << 1) ^ (polynomial if crc >> (bits - 1) & 1 else 0)
+                crc &= 2**bits - 1
+        return crc
+
+    def header(number):
+        start = bytes([0xFF, 0xF8, 0xC5, 0x08, number])
+        return start + bytes([checksum(start, 8, 0x07)])
+
+    frame = header(5) + bytes(100) + header(77) + b"\x01" * 50
+    frame += checksum(frame, 16, 0x8005).to_bytes(2)
+    assert flac._last_header(header(3) + bytes(40) + frame).number == 5
+    assert flac._last_header(frame[:-1]) is None
