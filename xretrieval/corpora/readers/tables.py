@@ -5,7 +5,7 @@ import gzip
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import IO
 
 from xretrieval.corpora.readers.findings import Findings
@@ -14,6 +14,8 @@ from xretrieval.errors import UserError
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # A cell, where a backslash takes its meaning from the character behind it.
 _CELL = re.compile(r"((?:[^\t\\]|\\.)*)(\t|\Z)", re.DOTALL)
+# A line that ends within an escape.
+_OPEN = re.compile(r"(?<!\\)(\\\\)*\\\Z")
 # What pandas escapes in a table without quotes; any other backslash is one that the text has.
 _ESCAPED = re.compile(r'\\([\\\t\n\r"])')
 
@@ -90,44 +92,34 @@ def rows_without_header(path: str | os.PathLike, findings: Findings, width: int)
 def _split(
     lines: Iterator[tuple[int, str | None]], path: str | os.PathLike, findings: Findings, width: int, escaped: bool
 ) -> Iterator[tuple[int, list[str]]]:
-    """Lines as `width` cells each; others are findings. An escaped line feed joins lines, where the joined ones make sense."""
-
-    def alone(held: Iterable[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
-        for number, line in held:
-            cells = _cells(line, width, escaped)
-            if cells is not None:
+    """Lines as `width` cells each, with the number of the first; others are findings."""
+    for group in _records(lines) if escaped else ([(number, line)] for number, line in lines if line):
+        if len(group) > 1:
+            cells = _unescaped("\n".join(line for _, line in group))
+            if len(cells) == width:
+                yield group[0][0], cells
+                continue
+        for number, line in group:
+            cells = _unescaped(line) if escaped and "\\" in line else []
+            if len(cells) != width:
+                cells = line.split("\t")
+            if len(cells) == width:
                 yield number, cells
-            elif line:
+            else:
                 findings.skip(f"the line has not {width} cells", f"{path}:{number}", line[:200])
 
-    held: list[tuple[int, str]] = []
+
+def _records(lines: Iterator[tuple[int, str | None]]) -> Iterator[list[tuple[int, str]]]:
+    """Lines that are one where a backslash escapes the line feed between them; empty ones are left out."""
+    group: list[tuple[int, str]] = []
     for number, line in lines:
-        if line is None:
-            yield from alone(held)
-            held = []
-            continue
-        joined = "\n".join([*(text for _, text in held), line])
-        if escaped and _ends_within_escape(joined):
-            held.append((number, line))
-            continue
-        cells = _unescaped(joined) if held else []
-        if len(cells) == width:
-            yield held[0][0], cells
-        else:
-            yield from alone([*held, (number, line)])
-        held = []
-    yield from alone(held)
-
-
-def _ends_within_escape(line: str) -> bool:
-    return (len(line) - len(line.rstrip("\\"))) % 2 == 1
-
-
-def _cells(line: str, width: int, escaped: bool) -> list[str] | None:
-    for cells in ([_unescaped(line)] if escaped and "\\" in line else []) + [line.split("\t")]:
-        if len(cells) == width:
-            return cells
-    return None
+        if line or (group and line is not None):
+            group.append((number, line))
+        if group and (line is None or not (group[-1][1].endswith("\\") and _OPEN.search(group[-1][1]))):
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _unescaped(line: str) -> list[str]:
