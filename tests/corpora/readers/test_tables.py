@@ -53,7 +53,6 @@ def test_escapes(tmp_path, line, cells):
 def test_what_pandas_writes_is_read_back(tmp_path):
     draw = random.Random(0)
     texts = ["".join(draw.choices('ab\\\t\n"ü ', k=draw.randrange(12))) for _ in range(2_000)]
-    # A line that is nothing but a tab is an empty one to neither; one without any cell is.
     table = pd.DataFrame({"a": texts, "b": texts[::-1]})
     written = io.StringIO()
     table.to_csv(written, sep="\t", index=False, escapechar="\\", quoting=csv.QUOTE_NONE, lineterminator="\n")
@@ -67,6 +66,12 @@ def test_bad_lines_are_listed_and_the_others_kept(tmp_path):
     assert found == [["1", "2"], ["8", "9"]]
     assert findings.skipped == {"the line has not 2 cells": 3, "the line is not UTF-8": 1}
     assert [place.split("x.tsv:")[1] for place in findings.places["the line has not 2 cells"]] == ["3: 3", "4: 4\t5\t6", "7: 10\\"]
+
+
+def test_an_open_escape_takes_no_good_line_with_it(tmp_path):
+    found, findings = _rows(tmp_path, "a\tb\n1\t2\n3\\\n\n4\t5\n6\\\n7\t8\\\n9\t0\n", escaped=True)
+    assert found == [["1", "2"], ["4", "5"], ["7", "8\\"], ["9", "0"]]
+    assert findings.skipped == {"the line has not 2 cells": 2}
 
 
 def test_packed_tables(tmp_path):

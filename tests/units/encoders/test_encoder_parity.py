@@ -54,9 +54,10 @@ def worst(encoder, sounds, wanted, length):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_layer_equals_the_reference(name):
     encoder, utterances = imported(name), reference(name)
-    for samples_T, hidden_LFD in utterances:
+    for number, (samples_T, hidden_LFD) in enumerate(utterances):
         assert encoder.config.frames(len(samples_T)) == hidden_LFD.shape[1]
-        for length in (len(samples_T), lib.bucket(len(samples_T))):
+        # Without padding, one of them: each shape is compiled anew, and the product never makes this one.
+        for length in {lib.bucket(len(samples_T)), *([] if number else [len(samples_T)])}:
             assert worst(encoder, [samples_T], [hidden_LFD], length) < TOLERANCE
     longest = max(len(samples_T) for samples_T, _ in utterances)
     print(f"{name}: {worst(encoder, *zip(*utterances, strict=True), lib.bucket(longest)):.1e}")

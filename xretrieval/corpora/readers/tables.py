@@ -105,7 +105,7 @@ def _split(
                 cells = line.split("\t")
             if len(cells) == width:
                 yield number, cells
-            else:
+            elif line:
                 findings.skip(f"the line has not {width} cells", f"{path}:{number}", line[:200])
 
 
