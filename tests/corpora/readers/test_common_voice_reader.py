@@ -93,6 +93,15 @@ def test_nothing_is_dropped_without_a_word(tmp_path):
     assert found[1].sentence_id == found[1].id  # not the meaning of every other empty sentence
 
 
+def test_escapes_are_undone(tmp_path):
+    folder = tmp_path / "cy"
+    write_table(folder / "train.tsv", HEADERS[0], row("1.mp3", "un\\\tdau \\\\ tri"), row("2.mp3", "C:\\pedwar"))
+    write_clips(folder, "1.mp3", "2.mp3")
+    found, findings = read(tmp_path, ["cy"], ("train",))
+    assert [u.text for u in found] == ["un\tdau \\ tri", "C:\\pedwar"]
+    assert not findings.skipped
+
+
 def test_validated_holds_the_other_splits(tmp_path):
     folder = tmp_path / "cy"
     for name in ("train.tsv", "validated.tsv"):

@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 from test_common_voice_reader import HEADERS, row, write_clips, write_table
 
-from xretrieval.corpora.manifest import meaning
-from xretrieval.corpora.readers import covost2
+from xretrieval.corpora.manifest import meaning, read_manifest
+from xretrieval.corpora.readers import covost2, writing
 from xretrieval.corpora.readers.findings import Findings
 from xretrieval.errors import UserError
 
@@ -128,6 +128,15 @@ def test_nothing_is_dropped_without_a_word(corpus):
     lines = len((corpus / "covost_v2.de_en.tsv").read_text().splitlines()) - 1
     of_the_table = sum(findings.skipped.values()) - findings.skipped["the clip is already in validated.tsv"]
     assert lines == len(found) + of_the_table + sum(findings.left_out.values())
+
+
+def test_the_account_of_a_manifest(corpus):
+    summary = writing.write("covost2", corpus, corpus / "all.jsonl")
+    assert [u.id for u in read_manifest(corpus / "all.jsonl")] == [u.id for u in read(corpus)[0]]
+    assert summary.utterances == {("de_de", "train"): 3, ("de_de", "validation"): 1, ("de_de", "test"): 2}
+    assert summary.translations == 5  # of six: one is empty
+    # Beside the manifest, so that the folder can be moved.
+    assert '"audio": "de/clips/c_1.mp3"' in (corpus / "all.jsonl").read_text()
 
 
 def test_from_english(tmp_path):

@@ -2,6 +2,7 @@ import csv
 import gzip
 import io
 import random
+import tracemalloc
 
 import pandas as pd
 import pytest
@@ -86,6 +87,19 @@ def test_packed_tables(tmp_path):
         list(rows_without_header(path, Findings(), 2))
     with pytest.raises(UserError, match=r"absent\.tsv: cannot be read"):
         list(rows_without_header(tmp_path / "absent.tsv", Findings(), 2))
+
+
+def test_a_table_is_never_whole_in_memory(tmp_path):
+    path = tmp_path / "x.tsv.gz"
+    path.write_bytes(gzip.compress(b"1\t" + b"some words " * 10 + b"\n", 1) * 50_000)
+    tracemalloc.start()
+    try:
+        count = sum(1 for _ in rows_without_header(path, Findings(), 2))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert count == 50_000
+    assert peak < 2**20  # of 5.6 MB
 
 
 @pytest.mark.parametrize(
