@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-FILES = sorted([*ROOT.glob("xretrieval/**/*.py"), *ROOT.glob("tasks/*.py")])
+FILES = sorted([*ROOT.glob("xretrieval/**/*.py"), *ROOT.glob("tasks/**/*.py")])
 STAGES = ["corpora", "units", "data", "model", "train", "evaluate", "search", "serve"]
 
 

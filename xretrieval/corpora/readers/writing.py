@@ -50,8 +50,8 @@ class Summary:
                 f"  {kind}: {number:,} x {reason} ({'; '.join(self.findings.places[reason])}{'; …' if number > 3 else ''})"
                 for reason, number in reasons.most_common()
             ]
-        found += [f"  not asked for: {number:,} x {reason}" for reason, number in self.findings.left_out.most_common()]
-        return found + ([f"  each of them is listed in {self.listed}"] if self.listed else [])
+        found += [f"  left out: {number:,} x {reason}" for reason, number in self.findings.left_out.most_common()]
+        return found + ([f"  what was skipped or is doubtful, line by line: {self.listed}"] if self.listed else [])
 
 
 def write(corpus: str, source: str | os.PathLike, out: str | os.PathLike, **arguments) -> Summary:
