@@ -1,5 +1,6 @@
 """Published codebooks: read from files of others, and refused where they are not of the encoder."""
 
+import contextlib
 import pathlib
 import shutil
 
@@ -41,9 +42,12 @@ def test_what_is_no_codebook_is_refused(tmp_path):
 
     rows = np.load(FIXTURES / "codebooks/flat_l2.npy")
     refused("km.bin", "a pickle may run any program", lambda p: p.write_bytes(b"\x80\x04"))
+    refused("kmeans", "a pickle may run any program", lambda p: p.write_bytes(b"\x80\x04"))
     refused("none.npy", "No such file")
-    refused("object.npy", "no whole array", lambda p: np.save(p, np.array([{}], object), allow_pickle=True))
+    refused("object.npy", "a pickle may run any program", lambda p: np.save(p, np.array([{}], object), allow_pickle=True))
     refused("cut.npy", "no whole array", lambda p: p.write_bytes((FIXTURES / "codebooks/flat_l2.npy").read_bytes()[:-3]))
+    refused("more.npy", "143 bytes behind it", lambda p: p.write_bytes((FIXTURES / "codebooks/flat_l2.npy").read_bytes() + b"abc"))
+    refused("large.npy", "not finite", lambda p: np.save(p, np.array([[1e300, 1.0]])))
     refused("flat.npy", r"float32 \[35\] is no codebook", lambda p: np.save(p, rows.ravel()))
     refused("whole.npy", "int64 .* is no codebook", lambda p: np.save(p, np.arange(6).reshape(2, 3)))
     refused("nan.npy", "not finite", lambda p: np.save(p, np.where(rows == rows[2, 2], np.nan, rows)))
@@ -69,6 +73,51 @@ def test_every_cut_and_changed_header_of_an_index_is_refused(tmp_path):
             path.write_bytes(bytes(changed))
             with pytest.raises(UserError):
                 codebooks.read_codebook(path)
+
+
+def _npy(header):
+    content = header.encode()
+    content += b" " * (-(11 + len(content)) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(content).to_bytes(2, "little") + content + b"\0" * 64
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        _npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000, 100000)}"),
+        _npy("{'descr': '<f4', 'fortran_order': False, 'shape': (4611686018427387904, 4)}"),
+        _npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-4, -4)}"),
+        _npy("{'descr': '<f4', 'fortran_order': False, 'shape': (16, 1)"),
+        _npy("{'descr': ('<f4', (16,)), 'fortran_order': False, 'shape': (1, 1)}"),
+        _npy("__import__('os').abort()"),
+        _npy("(" * 9_000),
+        b"\x93NUMPY\x03\x00",
+    ],
+)
+def test_a_header_that_lies_allocates_and_runs_nothing(tmp_path, content):
+    (tmp_path / "km.npy").write_bytes(content)
+    with pytest.raises(UserError, match=r"km\.npy: "):
+        codebooks.read_codebook(tmp_path / "km.npy")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # of Python, about the text in a header
+@pytest.mark.parametrize("name", ["flat_l2.npy", "flat_l2.faissindex", "flat_ip_unit.faissindex"])
+def test_mutated_files_are_a_codebook_or_one_line(tmp_path, name):
+    content = (FIXTURES / "codebooks" / name).read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(600):
+        mutated = bytearray(content)
+        for place in rng.integers(0, 160, rng.integers(1, 5)):
+            mutated[place] = rng.integers(256)
+        (tmp_path / name).write_bytes(bytes(mutated[: rng.integers(len(content) // 2, 2 * len(content))]))
+        with contextlib.suppress(UserError):
+            assert np.isfinite(codebooks.read_codebook(tmp_path / name)).all()
+
+
+def test_columns_first_is_the_same_codebook(tmp_path):
+    wanted = np.load(FIXTURES / "codebooks/flat_l2.npy")
+    np.save(tmp_path / "km.npy", np.asfortranarray(wanted))
+    assert (codebooks.read_codebook(tmp_path / "km.npy") == wanted).all()
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +171,8 @@ def test_another_layers_or_iterations_codebook_is_caught_by_measurement(hubert):
             codebooks.check_measured("km.npy", wrong, features)
     with pytest.raises(UserError, match="too few to check it"):
         codebooks.check_measured("km.npy", right, features[:500])
+    with pytest.raises(UserError, match=r"km\.npy: the recordings cannot check it"):
+        codebooks.check_measured("km.npy", right, np.ones_like(features))
 
 
 def _tapped(layer):

@@ -3,11 +3,13 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from xretrieval.errors import UserError
 from xretrieval.units import assignment, kmeans, kmeans_minibatch
+from xretrieval.units import kmeans_tiles as tiles
 from xretrieval.units.kmeans_seeding import more_seeds, seeds
 
 
@@ -113,14 +115,44 @@ def test_a_mapped_file_gives_what_memory_does(tmp_path):
     assert (kmeans.fit(mapped, 24, 5, 0)[0] == kmeans.fit(x, 24, 5, 0)[0]).all()
 
 
-def test_no_cluster_stays_empty():
-    """All rows but few are one point: seeding by chance would give its cluster to many."""
+@pytest.mark.parametrize("fit", [lambda x: kmeans.fit(x, 20, 30, 0), lambda x: kmeans_minibatch.fit_minibatch(x, 20, 500, 3, 0)])
+def test_no_cluster_stays_empty(fit):
+    """All rows but few are one point: a sample, or a mini-batch, has fewer distinct rows than there are clusters."""
     rng = np.random.default_rng(0)
     x = np.zeros((5_000, 6), np.float32)
     x[::200] = rng.normal(size=(25, 6))
-    codebook, _ = kmeans.fit(x, 20, 30, seed=0)
+    codebook, _ = fit(x)
     counts = np.bincount(assignment.assign(x, codebook), minlength=20)
     assert (counts > 0).all()
+
+
+def test_a_mini_batch_cluster_that_an_epoch_left_without_rows_begins_anew(monkeypatch):
+    x = frames()
+    start = np.concatenate([seeds(x, 23, np.random.default_rng(0)), np.full((1, x.shape[1]), 1e3, np.float32)])
+    monkeypatch.setattr(kmeans_minibatch, "seeds", lambda *_: start)
+    codebook, _ = kmeans_minibatch.fit_minibatch(x, 24, 500, 2, 0)
+    assert (np.bincount(assignment.assign(x, codebook), minlength=24) > 0).all()
+
+
+def test_sums_by_a_matmul_are_those_by_scattering():
+    """The way of accelerators; rows behind the last are nobody's."""
+    rng = np.random.default_rng(0)
+    x, ids = rng.normal(size=(300, 7)).astype(np.float32), rng.integers(0, 6, 300).astype(np.int32)
+    before = rng.normal(size=(5, 7)).astype(np.float32)
+    wanted = before.astype(np.float64)
+    np.add.at(wanted, ids[ids < 5], x[ids < 5].astype(np.float64))
+    for add in (tiles._scattered, tiles._multiplied):
+        np.testing.assert_allclose(add(jnp.asarray(before), x, ids), wanted, atol=1e-4)
+
+
+def test_an_accelerator_holds_the_rows_and_finds_the_same(monkeypatch):
+    x = frames()
+    wanted, history = kmeans.fit(x, 24, 8, 0, jax.devices()[:1])
+    monkeypatch.setattr(tiles, "on_cpu", lambda mesh: False)
+    # Five devices: what was compiled for the mesh of another test would be taken again.
+    codebook, found = kmeans.fit(x, 24, 8, 0, jax.devices()[:5])
+    np.testing.assert_allclose(codebook, wanted, atol=1e-4)
+    np.testing.assert_allclose(found, history, rtol=1e-5)
 
 
 def test_seeds_are_rows_that_differ_and_lie_far_apart():

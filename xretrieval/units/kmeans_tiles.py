@@ -50,13 +50,10 @@ def centred(codebook_KW: np.ndarray, centre_W: np.ndarray | None = None) -> Cent
     exact_KW -= centre_W
     square_K = np.einsum("kw,kw->k", exact_KW, exact_KW)
     terms = codebook_KW.shape[1] + 16
-    return Centred(
-        centre_W,
-        exact_KW.astype(np.float32),
-        (0.5 * square_K).astype(np.float32),
-        np.float32(2 * _UNIT_ROUNDOFF * terms * np.sqrt(square_K.max())),
-        np.float32(2 * _UNIT_ROUNDOFF * 8 * square_K.max() + terms * _SMALLEST_NORMAL),
-    )
+    slope = 2 * _UNIT_ROUNDOFF * terms * np.sqrt(square_K.max())
+    offset = 2 * _UNIT_ROUNDOFF * 8 * square_K.max() + terms * _SMALLEST_NORMAL
+    with np.errstate(over="ignore"):  # infinity leaves every row open
+        return Centred(centre_W, exact_KW.astype(np.float32), (0.5 * square_K).astype(np.float32), np.float32(slope), np.float32(offset))
 
 
 def row_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
