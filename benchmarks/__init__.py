@@ -1,1 +1,1 @@
-"""Each file compares one part with a peer in the same run: `make bench NAME=kmeans JSON=kmeans.json`."""
+"""Each file compares one part with a peer in the same run: `make bench NAME=search JSON=search.json`."""

@@ -175,6 +175,23 @@ def test_another_layers_or_iterations_codebook_is_caught_by_measurement(hubert):
         codebooks.check_measured("km.npy", right, np.ones_like(features))
 
 
+def test_half_of_what_few_fitted_clusters_explain_is_enough():
+    rng = np.random.default_rng(0)
+    features = (3 * rng.normal(size=(40, 12))[rng.integers(40, size=3_000)] + rng.normal(size=(3_000, 12))).astype(np.float32)
+    right, _ = kmeans.fit(features, 64, 20, seed=0)
+    seen = set()
+    for shrunk in np.linspace(0, 1, 21, dtype=np.float32):
+        codebook = features.mean(0) + shrunk * (right - features.mean(0))
+        try:
+            found, wanted = codebooks.check_measured("km.npy", codebook, features)
+            assert found >= 0.5 * wanted
+            seen.add(round(found / wanted, 1))
+        except UserError:
+            assert codebooks.explained(features, codebook) < 0.55 * codebooks.explained(features, right)
+            seen.add("refused")
+    assert {"refused", 0.6, 1.0} <= seen
+
+
 def _tapped(layer):
     found = import_encoder(FIXTURES / "encoders/hubert_base", layer).encoder
     return found.config, found.params
