@@ -177,6 +177,24 @@ def test_seeds_are_rows_that_differ_and_lie_far_apart():
     assert len(np.unique(np.concatenate([chosen, more]), axis=0)) == 45
 
 
+def reference_plus_plus(x, number, rng):
+    """k-means++ of one draw a centroid, in float64."""
+    chosen = [x[rng.integers(len(x))]]
+    while len(chosen) < number:
+        distance = distances(x, np.array(chosen)).min(1)
+        chosen.append(x[rng.choice(len(x), p=distance / distance.sum())])
+    return np.array(chosen)
+
+
+def test_seeds_are_better_than_those_of_one_draw_each():
+    x = frames(1_280, sounds=80)
+    greedy, plain = (
+        np.mean([distances(x, draw(x, 80, np.random.default_rng(seed))).min(1).mean() for seed in range(3)])
+        for draw in (seeds, reference_plus_plus)
+    )
+    assert greedy < 0.8 * plain, greedy / plain
+
+
 def test_mini_batches_come_near_to_lloyd():
     x = frames(12_000)
     codebook, history = kmeans_minibatch.fit_minibatch(x, 40, 1_000, 8, seed=0)
