@@ -117,7 +117,7 @@ def _labelled(
         window = sounds[first : first + _WINDOW]
         for utterance, samples_T, units_F in zip(chosen[first : first + _WINDOW], window, tokenizer.frame_units(window), strict=True):
             seconds = len(samples_T) / 16_000
-            centres_F = np.minimum((np.arange(len(units_F)) + 0.5) / tokenizer.encoder.frame_rate, seconds)
+            centres_F = (np.arange(len(units_F)) + 0.5) / tokenizer.encoder.frame_rate
             spoken = phones[utterance.id]
             at_F = np.searchsorted([phone.end for phone in spoken[:-1]], centres_F, side="right")
             names = np.array([number[phone.name] for phone in spoken])
@@ -126,15 +126,16 @@ def _labelled(
 
 
 def _measured(tokenizer: UnitTokenizer, labelled: Sequence[Labelled], phones: int, seed: int) -> dict[str, Any]:
-    # Counts of one recording are small whole numbers, and their sums far below 2^24.
-    joint_UPK = np.array([quality.joint_counts(each.phones_F, each.units_F, phones, tokenizer.num_units) for each in labelled], np.float32)
-    joint_PK = joint_UPK.sum(0, dtype=np.float64)
+    phones_F, units_F = np.concatenate([each.phones_F for each in labelled]), np.concatenate([each.units_F for each in labelled])
+    frames_U = np.array([len(each.units_F) for each in labelled])
+    joint_PK = quality.joint_counts(phones_F, units_F, phones, tokenizer.num_units)
     used_K = joint_PK.sum(0)
     rng = np.random.default_rng(seed)
     drawn: dict[str, list[float]] = {name: [] for name in _MEASURES}
     # Whole utterances are drawn: frames of one are not independent.
-    weights_NU = rng.multinomial(len(labelled), np.full(len(labelled), 1.0 / len(labelled)), _RESAMPLES).astype(np.float32)
-    for again_PK in np.tensordot(weights_NU, joint_UPK, 1).astype(np.float64):
+    # Frames are counted anew for each draw: a table of counts for each recording would outgrow memory with K.
+    for weights_U in rng.multinomial(len(labelled), np.full(len(labelled), 1.0 / len(labelled)), _RESAMPLES):
+        again_PK = quality.joint_counts(phones_F, units_F, phones, tokenizer.num_units, np.repeat(weights_U, frames_U))
         for name, measure in _MEASURES.items():
             drawn[name].append(measure(again_PK))
     measures = {
@@ -203,13 +204,28 @@ def print_report(results: dict[str, Any]) -> None:
 
 
 def write_report(results: dict[str, Any], out_dir: str) -> list[str]:
-    """Writes `units_report.json` and `units_report.png`; returns their paths."""
+    """Writes `units_report.json` and `units_report.png`, each whole or not at all; returns their paths.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
     root = pathlib.Path(out_dir)
+    as_json, picture = root / "units_report.json", root / "units_report.png"
+    temporary = root / f"units_report.{os.getpid()}.tmp"
     try:
         root.mkdir(parents=True, exist_ok=True)
+        try:
+            write_json(as_json, results)
+            _draw(results, temporary)
+            os.replace(temporary, picture)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"{root}: cannot be written ({error.strerror}); give another folder") from error
-    write_json(root / "units_report.json", results)
+        raise UserError(f"{root}: the report cannot be written ({error.strerror}); free space or give another folder") from error
+    return [str(as_json), str(picture)]
+
+
+def _draw(results: dict[str, Any], path: pathlib.Path) -> None:
     import matplotlib
 
     matplotlib.use("agg")
@@ -235,6 +251,5 @@ def write_report(results: dict[str, Any], out_dir: str) -> list[str]:
     right.legend(fontsize="small")
     right.set_title("units a second, runs once")
     figure.tight_layout()
-    figure.savefig(root / "units_report.png", dpi=90)
+    figure.savefig(path, format="png", dpi=90)
     pyplot.close(figure)
-    return [str(root / "units_report.json"), str(root / "units_report.png")]
