@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+import random
 import shutil
 import tarfile
 
@@ -23,7 +24,7 @@ GERMAN = [
     ("7", "c.wav", "Nur\u00a0deutsch.", "nur deutsch", "MALE"),
     ("9", "gone.wav", "Fehlt.", "fehlt", "MALE"),
     ("12", "a.wav", "Noch einmal.", "noch einmal", "MALE"),
-    ("x9", "d.wav", "Keine Zahl.", "keine zahl", "MALE"),
+    ("9²", "d.wav", "Keine Zahl.", "keine zahl", "MALE"),
 ]
 ENGLISH = [("12", "e.wav", 'He said: "Yes', 'he said "yes', "MALE"), ("9", "f.wav", "Missing.", "missing", "MALE")]
 
@@ -65,7 +66,7 @@ def as_parquet(root, code, split, rows):
     folder.mkdir(parents=True, exist_ok=True)
     name = {"dev": "validation"}.get(split, split)
     columns = {
-        "id": [int(id_) if id_.isdigit() else 0 for id_, *_ in rows],
+        "id": [int(id_) if id_.isdecimal() else 0 for id_, *_ in rows],
         "audio": [{"bytes": SOUNDS.get(file), "path": file} for _, file, *_ in rows],
         "raw_transcription": [raw for _, _, raw, *_ in rows],
         "transcription": [plain for _, _, _, plain, _ in rows],
@@ -158,3 +159,63 @@ def test_what_is_missing_or_damaged_is_named(tmp_path):
     archive.unlink()
     with pytest.raises(UserError, match=r"neither audio/train/ nor audio/train\.tar\.gz"):
         read(root, tmp_path)
+
+
+def test_a_flipped_bit_of_an_archive_is_refused_and_nothing_of_it_stays(tmp_path):
+    as_archive(tmp_path / "fleurs", "de_de", "train", GERMAN[:3])
+    archive = tmp_path / "fleurs/de_de/audio/train.tar.gz"
+    whole = archive.read_bytes()
+    draw = random.Random(0)
+    for _ in range(20):
+        damaged = bytearray(whole)
+        damaged[draw.randrange(10, len(damaged))] ^= 1 << draw.randrange(8)
+        archive.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"train\.tar\.gz: damaged"):
+            read(tmp_path / "fleurs", tmp_path)
+        assert not list((tmp_path / "audio").rglob("*.wav"))
+
+
+def test_parquet_in_shards_goes_on_after_a_stop(tmp_path):
+    folder = tmp_path / "fleurs/data/de_de"
+    for shard, rows in enumerate((GERMAN[:1], GERMAN[1:3])):
+        as_parquet(tmp_path / "fleurs", "de_de", "train", rows)
+        (folder / "train-00000-of-00001.parquet").rename(folder / f"shard-train-0000{shard}-of-00002.parquet")
+    as_parquet(tmp_path / "fleurs", "de_de", "dev", GERMAN[3:])
+    stopped = fleurs.read(tmp_path / "fleurs", Findings(), ["de"], ["train"], tmp_path / "audio")
+    first = pathlib.Path(next(stopped).audio)
+    stopped.close()
+    assert [path.name for path in first.parent.iterdir()] == ["a.wav"]
+    before = first.stat().st_mtime_ns
+    assert [u.id.rsplit(".", 1)[1] for u in read(tmp_path / "fleurs", tmp_path)[0]] == ["a", "b", "c"]
+    assert first.stat().st_mtime_ns == before
+
+
+def test_english_is_joined_by_id_from_any_form(tmp_path):
+    as_parquet(tmp_path / "fleurs", "de_de", "train", GERMAN[:4])
+    as_parquet(tmp_path / "fleurs", "en_us", "test", ENGLISH[::-1])
+    found, _ = read(tmp_path / "fleurs", tmp_path)
+    assert [u.translation for u in found] == ['He said: "Yes', 'He said: "Yes', None]
+    shutil.rmtree(tmp_path / "fleurs/data/en_us")
+    as_tree(tmp_path / "fleurs/data", "en_us", "train", [*ENGLISH, ("12", "g.wav", "Otherwise.", "otherwise", "MALE")])
+    found, findings = read(tmp_path / "fleurs", tmp_path)
+    assert [u.translation for u in found] == ['He said: "Yes', 'He said: "Yes', None]
+    assert findings.doubts == {"a sentence has several English texts: the first is taken": 1}
+    shutil.rmtree(tmp_path / "fleurs/data/en_us")
+    found, findings = read(tmp_path / "fleurs", tmp_path)
+    assert {u.translation for u in found} == {None}
+    assert findings.doubts == {"no en_us beside the others: nothing has a translation": 1}
+
+
+def test_damaged_parquet_is_named(tmp_path):
+    as_parquet(tmp_path / "fleurs", "de_de", "train", GERMAN[:3])
+    path = tmp_path / "fleurs/data/de_de/train-00000-of-00001.parquet"
+    table_ = parquet.read_table(path)
+    parquet.write_table(table_, path, write_page_checksum=True, compression="none")
+    flipped = path.read_bytes().replace(SOUNDS["b.wav"][100:140], SOUNDS["b.wav"][100:139] + b"?")
+    for content in (path.read_bytes()[:-50], b"PAR1", b"", flipped):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"train-00000-of-00001\.parquet: damaged"):
+            read(tmp_path / "fleurs", tmp_path)
+    parquet.write_table(table_.drop_columns(["raw_transcription"]), path)
+    with pytest.raises(UserError, match=r"no column raw_transcription; its columns are id, audio, transcription"):
+        read(tmp_path / "fleurs", tmp_path)

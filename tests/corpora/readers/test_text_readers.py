@@ -63,6 +63,17 @@ def test_wikimatrix_takes_all_that_is_there_and_a_threshold(folder):
     assert len(read(wikimatrix, folder, languages=["de"], threshold=1.0)[0]) == 3
 
 
+def test_wikimatrix_unpacked_or_damaged(tmp_path):
+    (tmp_path / "WikiMatrix.de-en.tsv").write_text("".join(line + "\n" for line in WIKIMATRIX))
+    assert [u.id for u in read(wikimatrix, tmp_path)[0]] == ["wikimatrix.de-en.1", "wikimatrix.de-en.7"]
+    gz(tmp_path / "WikiMatrix.de-en.tsv.gz", WIKIMATRIX * 100)
+    packed = (tmp_path / "WikiMatrix.de-en.tsv.gz").read_bytes()
+    for content in (packed[:-20], packed[:-6] + b"?" + packed[-5:], b"1.2\tEin\tA\n"):
+        (tmp_path / "WikiMatrix.de-en.tsv.gz").write_bytes(content)
+        with pytest.raises(UserError, match=r"WikiMatrix\.de-en\.tsv\.gz: damaged"):
+            read(wikimatrix, tmp_path)
+
+
 @pytest.mark.parametrize(
     "arguments,message",
     [
@@ -109,6 +120,21 @@ def test_files_of_other_lengths_are_no_pair(tmp_path):
     (tmp_path / "X.de-en.en").write_text("one\n")
     with pytest.raises(UserError, match=r"X\.de-en\.de: has more lines than .*X\.de-en\.en, 1: they are no pair"):
         read(moses, tmp_path)
+
+
+def test_a_zip_that_cannot_be_read_is_named(tmp_path):
+    path = tmp_path / "de-en.txt.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for code, lines in MOSES.items():
+            archive.writestr(f"Books.de-en.{code}", "\n".join(lines))
+    whole = path.read_bytes()
+    text, flags = whole.index(b"Guten Tag"), whole.index(b"PK\x01\x02") + 8
+    encrypted = whole[:flags] + b"\x01" + whole[flags + 1 :]
+    packed_otherwise = whole[: flags + 2] + b"\x62" + whole[flags + 3 :]
+    for content in (whole[:-30], whole[:text] + b"?" + whole[text + 1 :], encrypted, packed_otherwise):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"de-en\.txt\.zip: damaged"):
+            read(moses, tmp_path)
 
 
 def test_a_manifest_has_an_account_beside_it(folder, tmp_path, capsys):

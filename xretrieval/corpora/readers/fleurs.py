@@ -84,7 +84,7 @@ def _utterances(
             findings.skip("the recording is already in this split", recording.place, recording.file)
             continue
         taken.add(recording.file)
-        if not recording.sentence.isdigit():
+        if not (recording.sentence.isascii() and recording.sentence.isdigit()):
             findings.skip("the id is not a number", recording.place, recording.sentence)
             continue
         audio = recording.save()

@@ -1,6 +1,8 @@
 """Where FLEURS keeps its sound: in a folder, in an archive, or within parquet files. What is not a file yet becomes one."""
 
+import contextlib
 import functools
+import gzip
 import io
 import os
 import pathlib
@@ -15,6 +17,7 @@ from xretrieval.errors import UserError
 
 # A recording takes some hundred kilobytes, up to 5 MB.
 _ROWS = 8
+_CHUNK = 2**20
 
 
 class Recording(NamedTuple):
@@ -83,7 +86,7 @@ def _rows(path: pathlib.Path, columns: Sequence[str]) -> Iterator[tuple[str, dic
     from pyarrow import parquet
 
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             missing = set(columns) - set(file.schema_arrow.names)
             if missing:
                 raise UserError(f"{path}: no column {', '.join(sorted(missing))}; its columns are {', '.join(file.schema_arrow.names)}")
@@ -111,21 +114,29 @@ def _unpack(archive: pathlib.Path, files: set[str], out: str) -> int:
     """Writes the files of an archive that the table names; returns how many others it holds."""
     if all(os.path.isfile(os.path.join(out, file)) for file in files if _is_name(file)):
         return 0
-    others = 0
+    others, taken = 0, list[str]()
     try:
-        with tarfile.open(archive, "r|gz") as members:
-            for member in members:
-                file = os.path.basename(member.name)
-                if not member.isfile():
-                    continue
-                if file not in files or not _is_name(file):
-                    others += 1
-                    continue
-                content = members.extractfile(member)
-                assert content is not None
-                _write_once(out, file, content, member.size)
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise UserError(f"{archive}: damaged ({error}); copy it again, whole") from error
+        # gzip, and not tarfile's own reading of it, which does not check the sum at the end.
+        with gzip.open(archive) as packed:
+            with tarfile.open(fileobj=packed, mode="r|") as members:
+                for member in members:
+                    file = os.path.basename(member.name)
+                    if not member.isfile():
+                        continue
+                    if file not in files or not _is_name(file):
+                        others += 1
+                        continue
+                    content = members.extractfile(member)
+                    assert content is not None
+                    taken.append(_write_once(out, file, content, member.size))
+            while packed.read(_CHUNK):
+                pass
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        # Which of its files are damaged cannot be known.
+        for path in taken:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        raise UserError(f"{archive}: damaged, or cannot be read ({error}); copy it again, whole") from error
     return others
 
 
