@@ -6,13 +6,16 @@ import pathlib
 import tempfile
 
 import numpy as np
+import pytest
 import soundfile
 import tensorflow_datasets as tfds
 
 import tasks  # noqa: F401 (takes TensorFlow's hands off the devices)
 from tasks.builders import covost2, fleurs, wikimatrix
+from xretrieval.errors import UserError
 
-ROOT = pathlib.Path(tempfile.mkdtemp())
+FOLDER = tempfile.TemporaryDirectory()
+ROOT = pathlib.Path(FOLDER.name)
 
 
 def wav(path):
@@ -91,3 +94,20 @@ def test_there_is_a_config_for_every_language_that_a_corpus_has():
     assert len(fleurs.Fleurs.BUILDER_CONFIGS) == 102
     assert len(covost2.Covost2.BUILDER_CONFIGS) == 21
     assert {"mn_mn", "lv_lv", "cy_gb"}.isdisjoint(config.name for config in wikimatrix.Wikimatrix.BUILDER_CONFIGS)
+
+
+def prepared(builder, manual_dir):
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual_dir))
+    return {split: builder.info.splits[split].num_examples for split in builder.info.splits}
+
+
+def test_what_is_skipped_is_said_and_a_corpus_without_utterances_is_refused(tmp_path, capsys):
+    manual_dir = tmp_path / "wikimatrix"
+    manual_dir.mkdir()
+    path = manual_dir / "WikiMatrix.de-en.tsv.gz"
+    path.write_bytes(gzip.compress(b"1.2\tGuten Tag\tGood day\nx\ty\tz\n"))
+    assert prepared(wikimatrix.Wikimatrix(config="de_de", data_dir=tmp_path / "out"), manual_dir) == {"train": 1}
+    assert f"skipped 1 x the margin score is not a number ({path}:2: x)" in capsys.readouterr().out
+    path.write_bytes(gzip.compress(b"1.0\tGuten Tag\tGood day\n"))
+    with pytest.raises(UserError, match="no utterance of wikimatrix de_de, train"):
+        prepared(wikimatrix.Wikimatrix(config="de_de", data_dir=tmp_path / "again"), manual_dir)
