@@ -101,6 +101,14 @@ def prepared(builder, manual_dir):
     return {split: builder.info.splits[split].num_examples for split in builder.info.splits}
 
 
+@pytest.mark.parametrize("builder, name", [(fleurs.Fleurs, "fleurs"), (covost2.Covost2, "covost2")])
+def test_every_split_holds_its_own(builder, name, tmp_path):
+    built = builder(config="de_de", data_dir=tmp_path)
+    assert prepared(built, ROOT / name) == {"train": 2, "validation": 2, "test": 2}
+    for split, examples in tfds.as_numpy(built.as_dataset()).items():
+        assert {(example["split"].decode(), example["language"].decode()) for example in examples} == {(split, "de_de")}
+
+
 def test_what_is_skipped_is_said_and_a_corpus_without_utterances_is_refused(tmp_path, capsys):
     manual_dir = tmp_path / "wikimatrix"
     manual_dir.mkdir()

@@ -95,13 +95,9 @@ def _known(code: str) -> Language | None:
 def _reading(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        RuntimeError,
-    ) as error:  # RuntimeError: encrypted, or packed in a way that zipfile lacks
-        raise UserError(f"{path}: damaged ({error}); copy it again, whole") from error
+    # RuntimeError is zipfile's for what is encrypted, or packed in a way that it lacks.
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        raise UserError(f"{path}: damaged, or not packed as usual ({error}); copy it again, whole") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); give a folder, or a zip of moses files") from error
 
