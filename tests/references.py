@@ -3,19 +3,42 @@
 import numpy as np
 
 
-def contrastive_loss(left, right, scale, pair_id, spread_out_weight=0.0):
-    """The loss as the paper writes it, in float64: mean of the two softmax cross-entropies, plus spread-out."""
-    left, right, pair_id = np.asarray(left, np.float64), np.asarray(right, np.float64), np.asarray(pair_id)
+def contrastive_loss(left, right, scale, ids, place=None, spread_out_weight=0.0, margin=0.0):
+    """The loss as the paper writes it, in float64: mean of the two softmax cross-entropies, plus spread-out of each pair ID's first pair."""
+    left, right, ids = np.asarray(left, np.float64), np.asarray(right, np.float64), [np.asarray(x) for x in ids]
     size = len(left)
-    logits = scale * left @ right.T
-    off = pair_id[:, None] != pair_id[None, :]
+    logits = scale * (left @ right.T)
+    positive = np.diag(logits) - scale * margin
+    off = np.all([x[:, None] != x[None, :] for x in ids], axis=0)
     total = 0.0
     for view in (logits, logits.T):
         for i in range(size):
-            others = view[i][off[i]]
-            total += np.log1p(np.exp(others - view[i, i]).sum()) / size
-    spread = sum(((x @ x.T) ** 2)[off].sum() / (size * (size - 1)) for x in (left, right))
+            total += np.log1p(np.exp(view[i][off[i]] - positive[i]).sum()) / size
+    spread = 0.0
+    if spread_out_weight:
+        first = [i for i in range(size) if all(place[i] <= place[j] for j in range(size) if ids[0][j] == ids[0][i])]
+        different = ~np.eye(len(first), dtype=bool)
+        for x in (left[first], right[first]):
+            spread += ((x @ x.T) ** 2)[different].sum() / max(1, len(first) * (len(first) - 1))
     return 0.5 * total + spread_out_weight * spread
+
+
+def contrastive_gradients(left, right, scale, ids, margin=0.0):
+    """Gradients of the softmax part with respect to left, right and the scale, float64, from the probabilities of the negatives."""
+    left, right, ids = np.asarray(left, np.float64), np.asarray(right, np.float64), [np.asarray(x) for x in ids]
+    size = len(left)
+    similarity = left @ right.T
+    positive = np.diag(similarity) - margin
+    off = np.all([x[:, None] != x[None, :] for x in ids], axis=0)
+    by_logit, by_scale = np.zeros((size, size)), 0.0
+    for axis in (1, 0):
+        above = similarity - np.expand_dims(positive, axis)
+        odds = np.where(off, np.exp(scale * above), 0.0)
+        probability = odds / (1 + odds.sum(axis, keepdims=True))
+        by_logit += probability - np.diag(probability.sum(axis))
+        by_scale += (probability * above).sum()
+    by_logit, by_scale = by_logit / (2 * size), by_scale / (2 * size)
+    return scale * by_logit @ right, scale * by_logit.T @ left, by_scale
 
 
 def numeric_gradient(function, x, epsilon=1e-6):

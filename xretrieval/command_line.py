@@ -21,7 +21,7 @@ CONFIGURABLES = {
     "validation": "xretrieval.verbs:validation",
     "TowerConfig": "xretrieval.model.tower:TowerConfig",
     "OptimizerConfig": "xretrieval.train.optimizer:OptimizerConfig",
-    "LossConfig": "xretrieval.train.step:LossConfig",
+    "LossConfig": "xretrieval.train.loss:LossConfig",
     "ComputeConfig": "xretrieval.model.tower:ComputeConfig",
     "TrainableConfig": "xretrieval.train.trainable:TrainableConfig",
     "UnitInit": "xretrieval.model.unit_rows:UnitInit",

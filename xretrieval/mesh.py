@@ -49,9 +49,9 @@ def batch_shards(mesh: Mesh) -> int:
 
 
 def check_batch(batch_size: int, mesh: Mesh) -> None:
-    """UserError where a batch does not split evenly."""
-    if batch_size % batch_shards(mesh):
-        raise UserError(f"batch_size {batch_size} does not divide over {batch_shards(mesh)} devices; change train.batch_size")
+    """UserError where a batch does not split evenly; devices along `model` share the columns of the loss."""
+    if batch_size % mesh.size:
+        raise UserError(f"batch_size {batch_size} does not divide over {mesh.size} devices; change train.batch_size")
 
 
 def sharding(mesh: Mesh, *logical_axes: str | None) -> NamedSharding:

@@ -58,7 +58,7 @@ def run(model, packed, compute=ComputeConfig(), config=None):
     @jax.jit
     def states(params, tokens, segments, positions):
         built = tower.merge(config, params, compute)
-        final, kept = built.hidden(tokens, segments, positions, 0.0, keep=True)
+        final, kept = built.hidden(built.look_up(tokens), segments, positions, 0.0, keep=True)
         return jax.numpy.concatenate(kept), final, built(tokens, segments, positions, num_segments=count)
 
     with jax.set_mesh(mesh):

@@ -30,7 +30,7 @@ SHAPE = Shape(row_length=32, rows=24, num_segments=8)
 
 
 def batch(shards=1, pairs=16, seed=0):
-    """The same pairs for any number of shards; every second one has the pair ID of the one before."""
+    """The same pairs for any number of shards; every second one has the pair ID of the one before, and all but one have texts of their own."""
     rng = np.random.default_rng(seed)
     sides = [[rng.integers(0, CONFIG.vocab_size, rng.integers(1, 13)).astype(np.int32) for _ in "lr"] for _ in range(pairs)]
     lengths = np.array([[len(x) for x in pair] for pair in sides])
@@ -39,7 +39,9 @@ def batch(shards=1, pairs=16, seed=0):
     shape = SHAPE._replace(rows=SHAPE.rows // shards)
     places = [pack(lengths[mine].ravel(), shape.row_length, shape.num_segments) for mine in dealt]
     segments = [[side for i in mine for side in sides[i]] for mine in dealt]
-    return {**assemble(segments, places, shape), "pair_id": (ids * 2**40 + ids)[dealt.ravel()]}
+    dealt = dealt.ravel().astype(np.int32)
+    own = {"place": dealt, "left_id": dealt, "right_id": np.maximum(dealt, 1)}
+    return {**assemble(segments, places, shape), "pair_id": (ids * 2**40 + ids)[dealt], **own}
 
 
 def steps(devices=1, model=1, replica=1, count=3, trainable=TrainableConfig(), optimizer=None, compute=ComputeConfig(), others=False):

@@ -14,6 +14,7 @@ from xretrieval.train import state as state_lib
 from xretrieval.train import trainable as trainable_lib
 from xretrieval.train.loop import place
 from xretrieval.train.optimizer import OptimizerConfig, make_optimizer
+from xretrieval.train.pairs import embed_pairs
 from xretrieval.train.trainable import UNITS, TrainableConfig
 
 UPPER = ("blocks.", "final_norm.")
@@ -88,10 +89,10 @@ def test_an_adapted_tower_embeds_as_the_merged_one():
         adapted = {**state.params["tower"], **state.frozen}
         rows = place(runs.batch(), jax.sharding.get_mesh())
         sides = [
-            tower.embed_pairs(runs.CONFIG, params, rows, runs.SHAPE.num_segments, tower.ComputeConfig(), scale)
+            embed_pairs(runs.CONFIG, params, rows, runs.SHAPE.num_segments, tower.ComputeConfig(), scale)
             for params, scale in ((adapted, trainable.lora_scale), (merged, 0.0))
         ]
-        ignored = tower.embed_pairs(runs.CONFIG, adapted, rows, runs.SHAPE.num_segments, tower.ComputeConfig(), 0.0)
+        ignored = embed_pairs(runs.CONFIG, adapted, rows, runs.SHAPE.num_segments, tower.ComputeConfig(), 0.0)
     for one, other in zip(*sides, strict=True):
         np.testing.assert_allclose(one, other, atol=5e-6)
     assert np.abs(np.asarray(ignored[0]) - np.asarray(sides[0][0])).max() > 1e-3, "the adapters matter"

@@ -3,7 +3,9 @@
 import dataclasses
 import queue
 import threading
+import zlib
 from collections.abc import Generator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +16,23 @@ from xretrieval.data.schedule import Schedule, TaskLengths
 from xretrieval.errors import UserError
 
 Frame = tuple[tuple[int, ...], tuple[int, ...]]  # token IDs that the inputs and the targets get
+
+
+class Pair(NamedTuple):
+    """A pair as the tower sees it: tokens of both sides, and its IDs.
+
+    `left_id` and `right_id` say what is on a side: 31 bits of a hash of its tokens, without prefix and before any are left out.
+    """
+
+    left_L: np.ndarray
+    right_L: np.ndarray
+    pair_id: int
+    left_id: int
+    right_id: int
+
+
+def _content(tokens_L: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(tokens_L, np.int32)) & 0x7FFFFFFF
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,19 +65,20 @@ class TaskData:
         added_P2 = np.array([[len(frame[side]) + len(self.suffixes[side]) for side in (0, 1)] for frame in frames])
         return TaskLengths(self.name, self.rate, self.records.lengths_N2, added_P2, self.drop_rate, self.neutral_rate)
 
-    def pairs_at(self, examples_N: np.ndarray, seed: int, positions_N: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, int]]:
-        """(left tokens, right tokens, pair ID) of examples at positions of the mixture's order, as the tower sees them."""
+    def pairs_at(self, examples_N: np.ndarray, seed: int, positions_N: np.ndarray) -> list[Pair]:
+        """Examples at positions of the mixture's order."""
         frames = (self.prefixes, *self.neutral_prefixes)
         which_N = choose_prefixes(self.neutral_rate, len(self.neutral_prefixes), seed, positions_N)
         out = []
         for position, which, (inputs_L, targets_L, pair) in zip(
             positions_N.tolist(), which_N.tolist(), self.records.read(examples_N), strict=True
         ):
+            contents = _content(inputs_L), _content(targets_L)
             inputs_L = drop_tokens(inputs_L, self.drop_rate, seed, position)
             left, right = (
                 framed(tokens_L, frames[which][side], self.suffixes[side]) for side, tokens_L in enumerate((inputs_L, targets_L))
             )
-            out.append((left, right, pair))
+            out.append(Pair(left, right, pair, *contents))
         return out
 
 
@@ -70,8 +90,8 @@ class BatchPipeline:
       batch_size: B, pairs of the global batch.
       vocab_size: t + a.
       seed: of the order, dropped tokens and neutral prefixes.
-      shards: data shards of the mesh, over all hosts; they divide B.
-      shape: of every data shard, as `plan.plan` found it for a run.
+      shards: parts that are packed apart, over all hosts: data shards of the mesh times microbatches; they divide B.
+      shape: of every shard, as `plan.plan` found it for a run.
 
     Raises:
       UserError: an empty example, or shards that do not divide the batch.
@@ -88,8 +108,9 @@ class BatchPipeline:
         """This host's shards of the global batch of a step: shards [host * n, (host + 1) * n), n = shards / hosts.
 
         Returns:
-          {"tokens", "segment_ids", "positions": int32 [R, L], "left", "right": int32 [b], "pair_id": int64 [b]}, R = n * rows,
-          b = B / hosts; see `packing.assemble`. Pairs come by shard, B / shards of each.
+          {"tokens", "segment_ids", "positions": int32 [R, L], "left", "right": int32 [b], "pair_id": int64 [b], "left_id", "right_id", "place":
+          int32 [b]}, R = n * rows, b = B / hosts; see `packing.assemble` and `Pair`. Pairs come by shard, B / shards of each; `place` counts the
+          pairs of the batch in an order that does not depend on the shards.
 
         Raises:
           UserError: a token ID outside the vocabulary (JAX would clamp it silently), naming the task; records that the index does not
@@ -107,13 +128,16 @@ class BatchPipeline:
                 f"step {step} needs {needed} rows of {self.shape.row_length} tokens a data shard and there are {self.shape.rows}; "
                 f"set train.rows to that or more, or to None"
             )
-        pairs = self._read(positions_B[dealt_SB.ravel()], lengths_B2[dealt_SB.ravel()])
+        dealt_b = dealt_SB.ravel()
+        pairs = self._read(positions_B[dealt_b], lengths_B2[dealt_b])
         size = dealt_SB.shape[1]
-        sides = [[side for left, right, _ in pairs[s * size : (s + 1) * size] for side in (left, right)] for s in range(here)]
-        return {**assemble(sides, places, self.shape), "pair_id": np.array([pair for _, _, pair in pairs], np.int64)}
+        sides = [[side for pair in pairs[s * size : (s + 1) * size] for side in pair[:2]] for s in range(here)]
+        ids = {name: np.array([getattr(pair, name) for pair in pairs], np.int32) for name in ("left_id", "right_id")}
+        pair_id_b = np.array([pair.pair_id for pair in pairs], np.int64)
+        return {**assemble(sides, places, self.shape), "pair_id": pair_id_b, **ids, "place": dealt_b.astype(np.int32)}
 
-    def _read(self, positions_N: np.ndarray, lengths_N2: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, int]]:
-        """(left tokens, right tokens, pair ID) at these positions, checked against their lengths and the vocabulary."""
+    def _read(self, positions_N: np.ndarray, lengths_N2: np.ndarray) -> list[Pair]:
+        """The pairs at these positions, checked against their lengths and the vocabulary."""
         task_N, example_N = self.schedule.order.at(positions_N)
         out: list = [None] * len(positions_N)
         for k in np.unique(task_N):

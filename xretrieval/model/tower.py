@@ -138,12 +138,15 @@ class Tower(nnx.Module):
         self.final_norm = RMSNorm(config.width, config.norm_plus_one, config.norm_epsilon)
         self.dense = nnx.List([DenseHead(*shape, rngs) for shape in zip((config.width, *config.dense), config.dense, strict=False)])
 
+    def look_up(self, tokens_RL: jax.Array) -> jax.Array:
+        """Rows of the extended embedding for tokens, each below t + a: [R, L, D] in the compute dtype."""
+        return self.embedding(tokens_RL, jnp.dtype(self.compute.dtype))
+
     def hidden(
-        self, tokens_RL: jax.Array, segment_ids_RL: jax.Array, positions_RL: jax.Array, lora_scale: float, keep: bool = False
+        self, x_RLD: jax.Array, segment_ids_RL: jax.Array, positions_RL: jax.Array, lora_scale: float, keep: bool = False
     ) -> tuple[jax.Array, list[jax.Array]]:
         """The final hidden state [R, L, D], and with `keep` what the embedding and every stack gave: [1 or layers, R, L, D] each."""
         config = self.config
-        x_RLD = self.embedding(tokens_RL, jnp.dtype(self.compute.dtype))
         rope: tuple[jax.Array, ...] = rope_tables(positions_RL, config.head_dim, config.rope_base, config.rope_factor)
         if config.window:
             rope += rope_tables(positions_RL, config.head_dim, config.rope_local_base, 1.0)
@@ -154,13 +157,13 @@ class Tower(nnx.Module):
             kept.append(states)
         return self.final_norm(x_RLD), kept if keep else []
 
-    def __call__(
-        self, tokens_RL: jax.Array, segment_ids_RL: jax.Array, positions_RL: jax.Array, num_segments: int = 1, lora_scale: float = 0.0
+    def embed(
+        self, x_RLD: jax.Array, segment_ids_RL: jax.Array, positions_RL: jax.Array, num_segments: int = 1, lora_scale: float = 0.0
     ) -> jax.Array:
         """Embeds every segment of every row.
 
         Args:
-          tokens_RL: int32 token IDs, each below t + a.
+          x_RLD: as `look_up` gives it.
           segment_ids_RL: int32; 1 to `num_segments`, each contiguous, 0 for padding.
           positions_RL: int32; position of a token inside its segment.
           num_segments: S, the most segments of a row.
@@ -169,12 +172,18 @@ class Tower(nnx.Module):
         Returns:
           float32 [R, S, E], each of unit norm; a segment that a row lacks gives zeros.
         """
-        x_RLD, _ = self.hidden(tokens_RL, segment_ids_RL, positions_RL, lora_scale)
+        x_RLD, _ = self.hidden(x_RLD, segment_ids_RL, positions_RL, lora_scale)
         pool = mean_pool if self.config.pooling == "mean" else last_pool
         x_RSE = pool(x_RLD, segment_ids_RL, num_segments)
         for head in self.dense:
             x_RSE = head(x_RSE)
         return unit_norm(x_RSE)
+
+    def __call__(
+        self, tokens_RL: jax.Array, segment_ids_RL: jax.Array, positions_RL: jax.Array, num_segments: int = 1, lora_scale: float = 0.0
+    ) -> jax.Array:
+        """`embed` of looked-up tokens."""
+        return self.embed(self.look_up(tokens_RL), segment_ids_RL, positions_RL, num_segments, lora_scale)
 
 
 def _stack_config(config: TowerConfig, compute: ComputeConfig) -> StackConfig:
@@ -241,28 +250,3 @@ def embed_rows(
     """Embeddings, float32 [R, E], of rows that hold one sequence each."""
     segments_RL, positions_RL = row_segments(lengths_R, tokens_RL.shape[1])
     return merge(config, params, compute)(tokens_RL, segments_RL, positions_RL)[:, 0]
-
-
-def embed_pairs(
-    config: TowerConfig,
-    params: Params,
-    batch: dict[str, jax.Array],
-    num_segments: int,
-    compute: ComputeConfig,
-    lora_scale: float = 0.0,
-) -> tuple[jax.Array, jax.Array]:
-    """Embeddings of both sides, float32 [B, E] each, of a packed batch (`data/pipeline.py`).
-
-    Both sides of a pair lie in the rows of one data shard, so taking them out of their rows crosses no device.
-    """
-    x_RSE = merge(config, params, compute)(
-        batch["tokens"], batch["segment_ids"], batch["positions"], num_segments=num_segments, lora_scale=lora_scale
-    )
-
-    def local(x_RSE, left_B, right_B):
-        x_NE = x_RSE.reshape(-1, x_RSE.shape[-1])
-        return x_NE[left_B], x_NE[right_B]
-
-    slots, pairs = mesh_lib.spec("batch"), mesh_lib.spec("batch", None)
-    in_specs = (mesh_lib.spec("batch", None, None), slots, slots)
-    return jax.shard_map(local, in_specs=in_specs, out_specs=(pairs, pairs))(x_RSE, batch["left"], batch["right"])
