@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import signal
 import time
 from collections.abc import Callable
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from xretrieval import mesh as mesh_lib
 from xretrieval.data.pipeline import BatchPipeline
+from xretrieval.distributed import StopOnSignal
 from xretrieval.errors import UserError
 from xretrieval.model.tower import ComputeConfig, TowerConfig
 from xretrieval.model.unit_rows import UnitInit
@@ -28,24 +28,6 @@ def place(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, ja
     batch = {**batch, "pair_id": (batch["pair_id"] & 0x7FFFFFFF).astype(np.int32)}
     shardings = {1: mesh_lib.sharding(mesh, "batch"), 2: mesh_lib.sharding(mesh, "batch", None)}
     return {name: jax.make_array_from_process_local_data(shardings[x.ndim], x) for name, x in batch.items()}
-
-
-class StopOnSignal:
-    """Turns Ctrl-C and SIGTERM into a flag, so that the step under way is finished and saved."""
-
-    def __enter__(self) -> "StopOnSignal":
-        self.signal = 0
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _note(self, number, frame) -> None:
-        if self.signal == number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = number
-
-    def __exit__(self, *exception) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 def train(
@@ -112,7 +94,7 @@ def train(
                 placed = place(batch, mesh)
                 with jax.transfer_guard("disallow"):
                     state, metrics = train_step(state, placed, step_config, tx)
-                stopping = stop.signal != 0  # read once: a signal from here on is the next step's
+                stopping = stop.requested(step)  # asked once: a signal from here on is the next step's
                 save = step == end or stopping or step % checkpoint_every == 0
                 reporter.add(step, metrics, wait=save)
                 # Before it is saved: a step that is saved is a step whose metrics are written.
