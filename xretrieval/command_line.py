@@ -51,6 +51,8 @@ COMMANDS = {
 BORROWS = {"plan_batches": "train", "inspect_task": "build"}
 # Flags of a verb that bind parameters of its root function.
 BINDING_FLAGS = {"data inspect": ("task", "split", "shown", "sample", "out_dir")}
+# Verbs that several processes run together.
+SEVERAL_PROCESSES = ("train",)
 SET_HELP = "as --gin.KEY=VALUE, but a string needs no quotes; the last of both counts"
 VERBS = {
     "demo": ("the whole system on a small spoken corpus, from nothing", "xretrieval demo --workdir demo_run", ()),

@@ -4,6 +4,7 @@ All of it goes through JAX's coordination service, which process 0 runs: unlike 
 says who is missing. In a run of one process every function here answers at once.
 """
 
+import contextlib
 import hashlib
 import ipaddress
 import itertools
@@ -15,6 +16,8 @@ import sys
 import time
 import traceback
 from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import NoReturn
 
 import jax
 from jax._src import distributed as jax_distributed  # the coordination service's client has no public name
@@ -95,30 +98,46 @@ def initialize(
     print(f"{name_of(me)} of {len(found)}; the coordinator is {name_of(0)}, {jax_distributed.global_state.coordinator_address}", flush=True)
 
 
-def leave(code: int, error: BaseException | None = None, message: str = "") -> None:
-    """Ends this process' part in the run; to be called last, with the exit code, and with what went wrong and how to say it.
+@contextlib.contextmanager
+def session(**options) -> Iterator[None]:
+    """A run of one or several processes, from `initialize(**options)` to the end.
 
-    Where all come here, having finished or agreed to stop, they leave together. Else the others are told and end too, and this process ends here:
-    JAX would wait for them at its exit.
+    Where all have finished, or agreed to stop, they leave together. Where one fails, the others are told and end too, and it ends here with its
+    message and exit code: at its exit JAX would wait for them.
     """
+    initialize(**options)
+    try:
+        yield
+    except BaseException as error:
+        if _watch is not None and not _stopping_together:
+            _give_up(_watch, error)
+        _leave()
+        raise
+    _leave()
+
+
+def _leave() -> None:
     global _watch
     if _watch is None:
         return
-    if error is None or _stopping_together:
-        barrier("end")
-        _watch.close()
-        _watch = None
-        jax.distributed.shutdown()
-        return
-    if isinstance(error, Exception) and not message:
+    barrier("end")
+    _watch.close()
+    _watch = None
+    jax.distributed.shutdown()
+
+
+def _give_up(watch: Watch, error: BaseException) -> NoReturn:
+    lines = str(error).splitlines() or [type(error).__name__]
+    if isinstance(error, UserError | OSError):
+        print(f"xretrieval: {lines[0]}", file=sys.stderr)
+    else:
         traceback.print_exception(error)
         if re.search(r"Gloo|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED", str(error)):
-            time.sleep(_watch.timeout)  # a connection broke: who was at its other end is known within this time, and ends this process
-        message = f"{type(error).__name__}, see its log"
-    _watch.give_up(message)
+            time.sleep(watch.timeout)  # a connection broke: who was at its other end is known within this time, and ends this process
+    watch.give_up(lines[0])
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    os._exit(130 if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, UserError | OSError) else 1)
 
 
 def _number(variable: str, given: int | None) -> int | None:
@@ -164,6 +183,11 @@ def _client():
 def alone() -> bool:
     """Whether this run has one process."""
     return _client() is None
+
+
+def first() -> bool:
+    """Whether this is process 0: the one that speaks, and writes what all would write alike."""
+    return _watch is None or _watch.me == 0
 
 
 def name_of(process_id: int) -> str:

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable
 
-from xretrieval.command_line import CORPORA, VERBS
+from xretrieval.command_line import CORPORA, SEVERAL_PROCESSES, VERBS
 
 Add = Callable[..., argparse.Action]
 
@@ -14,6 +14,16 @@ def add_flags(parser: argparse.ArgumentParser, verb: str) -> None:
         parser.add_argument("--gin_file", action="append", default=[], metavar="FILE", help="a gin file; may be given several times")
     if verb in _FLAGS:
         _FLAGS[verb](parser.add_argument)
+    if verb in SEVERAL_PROCESSES:
+        _processes(parser.add_argument_group("several processes; on TPU pods, GKE and SLURM they find each other").add_argument)
+
+
+def _processes(add: Add) -> None:
+    add("--coordinator", metavar="HOST[:PORT]", help="where process 0 is (JAX_COORDINATOR_ADDRESS); port 8476")
+    add("--num_processes", type=int, metavar="N", help="how many there are (JAX_NUM_PROCESSES)")
+    add("--process_id", type=int, metavar="I", help="which one this is, from 0 (JAX_PROCESS_ID)")
+    add("--initialization_timeout", type=int, default=1800, metavar="SECONDS", help="to wait until all have come (1800)")
+    add("--heartbeat_timeout", type=int, default=100, metavar="SECONDS", help="a process silent for so long ends all others (100)")
 
 
 def _data_inspect(add: Add) -> None:

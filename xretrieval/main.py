@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 
-from xretrieval.command_line import BINDING_FLAGS, BORROWS, COMMANDS, CONFIGURABLES, SET_HELP, VERBS, WRITES, usage
+from xretrieval.command_line import BINDING_FLAGS, BORROWS, COMMANDS, CONFIGURABLES, SET_HELP, SEVERAL_PROCESSES, VERBS, WRITES, usage
 from xretrieval.errors import UserError
 from xretrieval.flags import add_flags
 
@@ -21,14 +21,23 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 @contextlib.contextmanager
 def _config_saved(workdir: str) -> Iterator[None]:
-    """`config.gin` in the workdir: the bindings of this run, command line included. A run that is refused leaves the one before."""
+    """`config.gin` in the workdir: the bindings of this run, command line included. A run that is refused leaves the one before.
+
+    Of several processes all must have the same bindings, and the first writes them.
+    """
     import gin
+
+    from xretrieval import distributed
 
     path = pathlib.Path(workdir) / "config.gin"
     # Bindings of other verbs, which a process that ran those knows as well, are not this run's.
     parts = re.split(r"\n(?=# Parameters for )", gin.config_str())
     others = tuple(f"# Parameters for {name}:" for name in CONFIGURABLES if name not in VERBS["train"][2])
     text = "\n".join(part for part in parts if not part.startswith(others))
+    distributed.check_same("configuration", text)
+    if not distributed.first():
+        yield
+        return
     earlier = path.read_text() if path.exists() else None
     if earlier not in (None, text):
         changed = [
@@ -157,7 +166,12 @@ def run_verb(verb: str, gin_files: list[str], overrides: list[str], bindings: Se
     with _config_saved(_parameter("train.workdir")) if verb == "train" else contextlib.nullcontext():
         result = root()
     if verb == "train":
-        print(f"{result} steps done; config.gin, checkpoints, metrics.jsonl and TensorBoard events are in {_parameter('train.workdir')}")
+        from xretrieval import distributed
+
+        if distributed.first():
+            print(
+                f"{result} steps done; config.gin, checkpoints, metrics.jsonl and TensorBoard events are in {_parameter('train.workdir')}"
+            )
     elif verb in WRITES:
         print(f"wrote {_parameter(WRITES[verb])}")
     return result
@@ -244,5 +258,14 @@ def _main(argv: list[str]) -> int | None:
         return getattr(commands, COMMANDS[verb])(arguments)
     given = {name: getattr(arguments, name) for name in BINDING_FLAGS.get(verb, ())}
     flagged = [f"{VERBS[verb][2][0]}.{name}={value!r}" for name, value in given.items() if value is not None]
-    run_verb(verb, arguments.gin_file, [], [*arguments.bindings, *flagged])
+    with _together(arguments) if verb in SEVERAL_PROCESSES else contextlib.nullcontext():
+        run_verb(verb, arguments.gin_file, [], [*arguments.bindings, *flagged])
     return 0
+
+
+def _together(arguments: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
+    """The run that this process and perhaps others are part of."""
+    from xretrieval import distributed
+
+    names = ("coordinator", "num_processes", "process_id", "initialization_timeout", "heartbeat_timeout")
+    return distributed.session(**{name: getattr(arguments, name) for name in names})

@@ -48,6 +48,20 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[name] for name in spec("batch")[0])
 
 
+def local_shards(mesh: Mesh, parts: int = 1) -> tuple[int, ...]:
+    """Which shards of the batch have a device of this process, in order: those that it must read; of shards that come in `parts`, their parts.
+
+    On a torus the devices of one host need not follow each other along an axis, and where `model` crosses hosts, some read the same part.
+    """
+    position = {name: i for i, name in enumerate(mesh.axis_names)}
+    batch_axes = [position[name] for name in spec("batch")[0]]
+    others = [i for i in position.values() if i not in batch_axes]
+    devices_SM = mesh.devices.transpose([*batch_axes, *others]).reshape(batch_shards(mesh), -1)
+    here = jax.process_index()
+    held = [s for s, devices_M in enumerate(devices_SM) if any(device.process_index == here for device in devices_M)]
+    return tuple(s * parts + part for s in held for part in range(parts))
+
+
 def check_batch(batch_size: int, mesh: Mesh) -> None:
     """UserError where a batch does not split evenly; devices along `model` share the columns of the loss."""
     if batch_size % mesh.size:

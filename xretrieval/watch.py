@@ -12,8 +12,8 @@ import time
 import jax
 
 PEER_LOST = 76  # the exit code of a process that stops because another one did
-HEARD_WITHIN = 1.5  # seconds that process 0 stays after an announcement: with it goes the coordinator
-_GRACE = 0.5  # seconds in which a process that meets the same trouble as another one may say so itself
+HEARD_WITHIN = 1.2  # seconds that process 0 stays after an announcement: with it goes the coordinator
+_GRACE = 0.4  # seconds in which a process that meets the same trouble as another one may say so itself
 _FINISHED = ""
 
 
@@ -29,7 +29,7 @@ class Watch:
 
     def __init__(self, client, me: int, names: list[str], timeout: float):
         self.client, self.me, self.names, self.timeout = client, me, names, timeout
-        self._period = timeout / 10  # a beat, a look at them, and a slice of the wait below: silence of 0.7 is found before 1.0
+        self._period = timeout / 10  # a beat, a look at them, and a slice of the wait below: silence of 0.6 is found before 1.0
         self._answered = time.monotonic()
         self._closing = threading.Event()
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._beat, self._listen)]
@@ -53,10 +53,10 @@ class Watch:
                 if beats[process] != beat:
                     beats[process], changed[process] = beat, now
             if self.me == 0:
-                silent = [i for i in changed if now - changed[i] > 0.7 * self.timeout]
+                silent = [i for i in changed if now - changed[i] > 0.6 * self.timeout]
                 if silent:
                     self.announce(
-                        f"there is no sign of life of {', '.join(self.names[i] for i in silent)} for {0.7 * self.timeout:.3g} s; its log says why"
+                        f"there is no sign of life of {', '.join(self.names[i] for i in silent)} for {0.6 * self.timeout:.3g} s; its log says why"
                     )
 
     def _listen(self) -> None:
@@ -69,8 +69,8 @@ class Watch:
                     return
                 if "DEADLINE_EXCEEDED" not in str(error):
                     self._end(f"{self.names[0]}, the coordinator, is gone; its log says why")
-                if time.monotonic() - self._answered > 0.7 * self.timeout:
-                    self._end(f"{self.names[0]}, the coordinator, has not answered for {0.7 * self.timeout:.3g} s; its log says why")
+                if time.monotonic() - self._answered > 0.6 * self.timeout:
+                    self._end(f"{self.names[0]}, the coordinator, has not answered for {0.6 * self.timeout:.3g} s; its log says why")
                 continue
             if message == _FINISHED or self._closing.wait(_GRACE):
                 return

@@ -33,8 +33,8 @@ def equal(first, second):
     return first.keys() == second.keys() and all((first[name] == second[name]).all() for name in first)
 
 
-def pairs(pipeline, step, *hosts):
-    return packed_batches.pairs(pipeline.batch(step, *hosts), pipeline.shards // (hosts or (0, 1))[1], pipeline.shape.num_segments)
+def pairs(pipeline, step):
+    return packed_batches.pairs(pipeline.batch(step), pipeline.shards, pipeline.shape.num_segments)
 
 
 @pytest.mark.parametrize("number", [1, 4])
@@ -75,9 +75,11 @@ def test_hosts_slices_make_the_whole_and_shards_do_not_change_the_pairs(tmp_path
     by_shards = {number: planned(data, 24, 128, seed=3, shards=number) for number in (1, 2, 4, 8)}
     for step in (0, 5, 300):
         whole = by_shards[4].batch(step)
-        for hosts in (2, 4):
-            parts = [by_shards[4].batch(step, host, hosts) for host in range(hosts)]
+        for hosts in ([[0, 1], [2, 3]], [[0], [1], [2], [3]]):
+            parts = [by_shards[4].batch(step, held) for held in hosts]
             assert equal({name: np.concatenate([part[name] for part in parts]) for name in whole}, whole)
+        scattered, first, third = (by_shards[4].batch(step, held) for held in ([0, 2], [0], [2]))
+        assert equal(scattered, {name: np.concatenate([first[name], third[name]]) for name in whole})
         sets = [sorted(pairs(pipeline, step)) for pipeline in by_shards.values()]
         assert all(found == sets[0] for found in sets)
 
@@ -87,7 +89,7 @@ def test_a_host_reads_no_records_but_its_own(tmp_path):
     pipeline, read = planned(data, 24, 128, seed=3, shards=4), []
     for one in data:
         one.records.read = lambda indices, read_them=one.records.read: read.extend(indices) or read_them(indices)
-    pipeline.batch(5, 1, 4)
+    pipeline.batch(5, [1])
     assert len(read) == 6
 
 
@@ -191,8 +193,6 @@ def test_what_does_not_divide_is_an_error(tmp_path):
     data = [task(tmp_path / "a")]
     with pytest.raises(UserError, match="8 pairs does not divide over 3 data shards"):
         planned(data, 8, 128, seed=0, shards=3)
-    with pytest.raises(UserError, match="4 data shards do not divide over 3 hosts"):
-        planned(data, 8, 128, seed=0, shards=4).batch(0, 0, 3)
 
 
 def test_a_token_outside_the_vocabulary_is_an_error(tmp_path):

@@ -104,23 +104,20 @@ class BatchPipeline:
         self.schedule = Schedule([task.lengths() for task in tasks], batch_size, seed)
         self.shape = shape
 
-    def batch(self, step: int, host: int = 0, hosts: int = 1) -> dict[str, np.ndarray]:
-        """This host's shards of the global batch of a step: shards [host * n, (host + 1) * n), n = shards / hosts.
+    def batch(self, step: int, held: Sequence[int] | None = None) -> dict[str, np.ndarray]:
+        """The data shards `held` of the global batch of a step, n of them, one after another; None: all.
 
         Returns:
           {"tokens", "segment_ids", "positions": int32 [R, L], "left", "right": int32 [b], "pair_id": int64 [b], "left_id", "right_id", "place":
-          int32 [b]}, R = n * rows, b = B / hosts; see `packing.assemble` and `Pair`. Pairs come by shard, B / shards of each; `place` counts the
+          int32 [b]}, R = n * rows, b = n * B / shards; see `packing.assemble` and `Pair`. Pairs come by shard, B / shards of each; `place` counts the
           pairs of the batch in an order that does not depend on the shards.
 
         Raises:
           UserError: a token ID outside the vocabulary (JAX would clamp it silently), naming the task; records that the index does not
-            describe; a step that needs more rows; hosts that do not divide the shards.
+            describe; a step that needs more rows.
         """
-        if self.shards % hosts:
-            raise UserError(f"{self.shards} data shards do not divide over {hosts} hosts; change train.mesh_model or the number of hosts")
         positions_B, lengths_B2 = self.schedule.step(step)
-        here = self.shards // hosts
-        dealt_SB = deal(lengths_B2, self.shards)[host * here : (host + 1) * here]
+        dealt_SB = deal(lengths_B2, self.shards)[list(range(self.shards) if held is None else held)]
         places = [pack(lengths_B2[dealt_B].ravel(), self.shape.row_length, self.shape.num_segments) for dealt_B in dealt_SB]
         needed = max(at.rows for at in places)
         if needed > self.shape.rows:
@@ -131,7 +128,7 @@ class BatchPipeline:
         dealt_b = dealt_SB.ravel()
         pairs = self._read(positions_B[dealt_b], lengths_B2[dealt_b])
         size = dealt_SB.shape[1]
-        sides = [[side for pair in pairs[s * size : (s + 1) * size] for side in pair[:2]] for s in range(here)]
+        sides = [[side for pair in pairs[s * size : (s + 1) * size] for side in pair[:2]] for s in range(len(dealt_SB))]
         ids = {name: np.array([getattr(pair, name) for pair in pairs], np.int32) for name in ("left_id", "right_id")}
         pair_id_b = np.array([pair.pair_id for pair in pairs], np.int64)
         return {**assemble(sides, places, self.shape), "pair_id": pair_id_b, **ids, "place": dealt_b.astype(np.int32)}
@@ -156,8 +153,10 @@ class BatchPipeline:
                 out[place] = pair
         return out
 
-    def batches(self, start: int, stop: int, host: int = 0, hosts: int = 1, ahead: int = 4) -> Generator[dict[str, np.ndarray], None, None]:
-        """Batches `start` to `stop` - 1, assembled `ahead` of their use in a thread."""
+    def batches(
+        self, start: int, stop: int, held: Sequence[int] | None = None, ahead: int = 4
+    ) -> Generator[dict[str, np.ndarray], None, None]:
+        """`batch` of the steps `start` to `stop` - 1, assembled `ahead` of their use in a thread."""
         out: queue.Queue = queue.Queue(maxsize=ahead)
         finished = threading.Event()
 
@@ -171,7 +170,7 @@ class BatchPipeline:
         def produce():
             try:
                 for step in range(start, stop):
-                    put(self.batch(step, host, hosts))
+                    put(self.batch(step, held))
                     if finished.is_set():
                         return
             except BaseException as error:  # handed to the consumer, which raises it

@@ -1,9 +1,11 @@
 """Embedding a finite set of token sequences: each exactly once, whatever its neighbours."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from xretrieval import mesh as mesh_lib
 from xretrieval.data.vocabulary import PAD_ID
@@ -15,7 +17,11 @@ ROWS = 64
 BUCKET = 32
 LONG = 512
 
-_embed_rows = jax.jit(tower.embed_rows, static_argnames=("config", "compute"))
+
+@functools.partial(jax.jit, static_argnames=("config", "compute"))
+def _embed_rows(config, params, tokens_RL, lengths_R, compute):
+    """`tower.embed_rows`, whole on every device: each of several processes has all embeddings."""
+    return jax.reshard(tower.embed_rows(config, params, tokens_RL, lengths_R, compute), PartitionSpec(None, None))
 
 
 def embed_sequences(
@@ -28,7 +34,8 @@ def embed_sequences(
     """Embeddings of token sequences, float32 [N, E].
 
     A sequence is padded to the next multiple of 32 tokens and every batch to 64 rows (fewer of more than 512 tokens), so each shape compiles
-    once and an embedding does not depend on what it is batched with. Call it inside a mesh (`jax.set_mesh`).
+    once and an embedding does not depend on what it is batched with. Call it inside a mesh (`jax.set_mesh`); of several processes, on all with the
+    same sequences.
 
     `compute` None is float32, with dense attention up to 512 tokens and chunked attention, whose memory grows linearly, beyond.
 
@@ -61,4 +68,5 @@ def embed_sequences(
 
 
 def _place(x: np.ndarray, *axes: str | None) -> jax.Array:
-    return jax.device_put(x, mesh_lib.sharding(jax.sharding.get_mesh(), *axes))
+    # Not device_put: over several processes that compares the arrays of all by a collective of its own.
+    return jax.make_array_from_callback(x.shape, mesh_lib.sharding(jax.sharding.get_mesh(), *axes), lambda index: x[index])

@@ -87,7 +87,7 @@ def train(
     with jax.set_mesh(mesh):
         state, start = begin.initial_state(workdir, step_config, tx, num_steps, seed, trainable, init_from, unit_init, data)
         end = num_steps if stop_after is None else min(num_steps, start + stop_after)
-        reading = contextlib.closing(pipeline.batches(start, end, jax.process_index(), jax.process_count()))
+        reading = contextlib.closing(pipeline.batches(start, end, mesh_lib.local_shards(mesh)))
         with MetricWriter(workdir, start) as writer, StopOnSignal() as stop, reading as batches:
             reporter = Reporter(writer, batch_size, log_every, start)
             for step, batch in enumerate(track(batches, end - start, "training"), start + 1):
