@@ -121,7 +121,7 @@ setup(
     long_description=README.read_text() if README.exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["xretrieval", "xretrieval.*", "tasks", "tasks.*"]),
+    packages=find_packages(include=["xretrieval", "xretrieval.*", "tasks", "tasks.*", "launch"]),
     # Below 3.14: TensorFlow has no wheel for it. From 3.11: JAX 0.10 has none for 3.10.
     python_requires=">=3.11,<3.14",
     install_requires=CORE,

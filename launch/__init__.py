@@ -1,0 +1,1 @@
+"""How runs are started: on one machine, on TPU VMs, on GKE."""

@@ -1,0 +1,114 @@
+"""The local launcher: who is told what, who is stopped when, and what is started again."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from small_run import ROOT
+
+from launch.local import outcome
+
+PLACE = "import os; print(*(os.environ[f'JAX_{name}'] for name in ('PROCESS_ID', 'NUM_PROCESSES', 'COORDINATOR_ADDRESS')))"
+
+
+def command(*more, code, processes=3):
+    return [
+        sys.executable,
+        "-m",
+        "launch.local",
+        "--processes",
+        str(processes),
+        "--restart_delay=0",
+        *more,
+        "--",
+        sys.executable,
+        "-c",
+        code,
+    ]
+
+
+def launch(*more, **how):
+    return subprocess.run(command(*more, **how), cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def test_each_process_knows_its_place_and_its_lines_carry_its_number():
+    done = launch("--port=8476", code=PLACE)
+    assert done.returncode == 0
+    assert sorted(done.stdout.splitlines()) == [f"[{i}] {i} 3 127.0.0.1:8476" for i in range(3)]
+
+
+def test_a_free_port_is_the_same_for_all_processes():
+    lines = launch(code=PLACE).stdout.split()
+    assert len({lines[4 * i + 3] for i in range(3)}) == 1
+
+
+def test_when_one_fails_the_others_are_stopped_and_its_code_counts():
+    begun = time.monotonic()
+    done = launch("--grace=0.5", code="import os, sys, time; sys.exit(7) if os.environ['JAX_PROCESS_ID'] == '1' else time.sleep(100)")
+    assert time.monotonic() - begun < 30
+    assert done.returncode == 7
+    assert "process 1 ended with exit code 7" in done.stderr
+    assert "process 0 has not ended 0.5 s after the first one, and is killed" in done.stderr
+
+
+FIRST_75 = """
+import os, pathlib, sys
+mine = pathlib.Path(os.environ["FOLDER"], os.environ["JAX_PROCESS_ID"])
+mine.write_text((mine.read_text() if mine.exists() else "") + "x")
+sys.exit(CODE if len(mine.read_text()) < 3 else 0)
+"""
+
+
+@pytest.mark.parametrize(
+    "code, flags, starts, exit_code",
+    [(75, (), 3, 0), (76, (), 1, 76), (76, ("--restart_on=75,76",), 3, 0), (75, ("--max_restarts=1",), 2, 75), (1, (), 1, 1)],
+)
+def test_restarts_on_75_and_on_no_other_code_unless_told(tmp_path, monkeypatch, code, flags, starts, exit_code):
+    monkeypatch.setenv("FOLDER", str(tmp_path))
+    assert launch(*flags, code=FIRST_75.replace("CODE", str(code)), processes=2).returncode == exit_code
+    assert [(tmp_path / str(i)).read_text() for i in range(2)] == ["x" * starts] * 2
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_is_passed_on_and_nothing_is_started_again(number, code):
+    stop = (
+        f"import signal, sys, time; signal.signal({int(number)}, lambda *_: sys.exit({code})); print('ready', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen(command(code=stop, processes=2), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert {process.stdout.readline() for _ in range(2)} == {"[0] ready\n", "[1] ready\n"}
+    os.kill(process.pid, number)
+    assert process.wait(timeout=30) == code
+    assert "starting again" not in process.stderr.read()
+
+
+def test_arguments_arrive_as_they_are():
+    done = launch("--port=1", code="import sys; print(sys.argv[1:])", processes=1)
+    assert done.stdout == "[0] []\n"
+    odd = ["a b", "--gin.x='$(touch no)'", "*", ""]
+    done = subprocess.run(
+        [*command(code="import sys; print(sys.argv[1:])", processes=1), *odd], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == f"[0] {odd}\n"
+
+
+def test_a_program_that_is_not_there_is_one_line():
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.local", "--processes=2", "--", "no-such-program"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 127
+    assert done.stderr == "launch.local: no-such-program: No such file or directory\n"
+
+
+def test_the_first_cause_counts():
+    assert outcome([0, 0]) == 0
+    assert outcome([75, 0]) == 75
+    assert outcome([76, 2, 76]) == 2
+    assert outcome([76, -9, 76]) == 137
+    assert outcome([76, 76]) == 76
