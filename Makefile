@@ -24,7 +24,7 @@ help:
 	@echo "make test        every test but the slow ones (PYTEST_ARGS='-k manifest')"
 	@echo "make test-slow   the slow ones"
 	@echo "make test-versions   a smaller set on Python 3.12 and 3.13, where they are"
-	@echo "make lint        ruff and mypy"
+	@echo "make lint        ruff, mypy and shellcheck"
 	@echo "make bench NAME=... [JSON=out.json]   one of benchmarks/"
 	@echo "make parity      tiny models of each family with the reference's hidden states, into tests/data/parity/ (torch on the CPU)"
 	@echo "make fuzz-audio  6,000 mutated and forged sound files against the decoder (FUZZ_ARGS='--files 100000 --seed 3')"
@@ -53,6 +53,7 @@ lint: .venv-test$(ENVIRONMENT)
 	@.venv-test-py$(MINOR)/bin/ruff check .
 	@.venv-test-py$(MINOR)/bin/ruff format --check .
 	@.venv-test-py$(MINOR)/bin/mypy
+	@.venv-test-py$(MINOR)/bin/shellcheck --external-sources launch/*.sh
 
 BENCHMARKS = $(filter-out __init__ rows units_%,$(basename $(notdir $(wildcard benchmarks/*.py))))
 ifneq ($(filter bench,$(MAKECMDGOALS)),)

