@@ -121,6 +121,8 @@ supervise() {
   done
   shift
   load_secrets
+  # Into a file Python would write by the block, and a log that is followed would lag.
+  export PYTHONUNBUFFERED=1
   cd "$BASE/work"
   echo "$$" > "$RUN/supervisor"
   STOPPING='' CHILD=''
