@@ -6,12 +6,10 @@ says who is missing. In a run of one process every function here answers at once
 
 import contextlib
 import hashlib
-import ipaddress
 import itertools
 import os
 import re
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -23,10 +21,10 @@ import jax
 from jax._src import distributed as jax_distributed  # the coordination service's client has no public name
 from jax.experimental import multihost_utils
 
+from xretrieval import joining
 from xretrieval.errors import UserError
 from xretrieval.watch import Watch
 
-PORT = 8476
 BARRIER_TIMEOUT = 1800.0
 
 # This process' part in the run; a process is in one run at most, as with `jax.distributed`.
@@ -35,72 +33,15 @@ _calls: dict[str, itertools.count] = defaultdict(itertools.count)
 _stopping_together = False
 
 
-def initialize(
-    coordinator: str | None = None,
-    num_processes: int | None = None,
-    process_id: int | None = None,
-    initialization_timeout: int = 1800,
-    heartbeat_timeout: int = 100,
-    one_host: bool = False,
-) -> None:
-    """Joins this process to the others of a run; before anything touches a device.
-
-    What is None comes from the environment: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or what JAX knows of TPU pods, GKE,
-    SLURM and Open MPI. Where nothing is known, this process is alone.
-
-    Args:
-      coordinator: HOST:PORT of process 0; without a port, 8476.
-      num_processes, process_id: how many there are, and which one this is.
-      initialization_timeout: seconds to wait for all to come.
-      heartbeat_timeout: seconds after which a silent process counts as dead, and ends all others.
-      one_host: all processes are on this machine, so that the coordinator may be on loopback; XRETRIEVAL_ONE_HOST=1 says so too.
-
-    Raises:
-      UserError: an incomplete or impossible description, or a coordinator that other hosts cannot reach.
-    """
-    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
-    num_processes = _number("JAX_NUM_PROCESSES", num_processes)
-    process_id = _number("JAX_PROCESS_ID", process_id)
-    given = (coordinator, num_processes, process_id)
-    if any(x is not None for x in given) and None in given:
-        raise UserError(f"(coordinator, num_processes, process_id) = {given}: give all three, or none where JAX finds them by itself")
-    bind = None
-    if coordinator is not None and num_processes is not None and process_id is not None:
-        if not 0 <= process_id < num_processes:
-            raise UserError(f"process_id {process_id}: must be from 0 to {num_processes - 1}, for there are {num_processes} processes")
-        if num_processes == 1:
-            return
-        coordinator = with_port(coordinator)
-        one_host = one_host or os.environ.get("XRETRIEVAL_ONE_HOST") == "1"
-        check_coordinator(coordinator, process_id, one_host)
-        bind = coordinator if one_host else None  # JAX would listen on every interface
-    os.environ.setdefault("JAX_COORDINATOR_PORT", str(PORT))
-    try:
-        jax.distributed.initialize(
-            coordinator,
-            num_processes,
-            process_id,
-            initialization_timeout=initialization_timeout,
-            heartbeat_timeout_seconds=heartbeat_timeout,
-            coordinator_bind_address=bind,
-        )
-    except ValueError as error:
-        if coordinator is None and "coordinator_address should be defined" in str(error):
-            return
-        raise
-    client, me = _client(), jax_distributed.global_state.process_id
-    client.key_value_set(f"xretrieval/name/{me}", f"process {me} on {socket.gethostname()} (pid {os.getpid()})")
-    barrier("named", initialization_timeout)
-    found = {int(key.rpartition("/")[2]): name for key, name in client.key_value_dir_get("xretrieval/name")}
+def initialize(**options) -> None:
+    """Joins the other processes of this run, if there are any, as `joining.join`."""
     global _watch
-    _watch = Watch(client, me, [found[i] for i in range(len(found))], heartbeat_timeout)
-    # In every log: where the library itself ends a process, it only says that its "leader task" is gone.
-    print(f"{name_of(me)} of {len(found)}; the coordinator is {name_of(0)}, {jax_distributed.global_state.coordinator_address}", flush=True)
+    _watch = joining.join(**options)
 
 
 @contextlib.contextmanager
 def session(**options) -> Iterator[None]:
-    """A run of one or several processes, from `initialize(**options)` to the end.
+    """A run of one or several processes, from `joining.join(**options)` to the end.
 
     Where all have finished, or agreed to stop, they leave together. Where one fails, the others are told and end too, and it ends here with its
     message and exit code: at its exit JAX would wait for them.
@@ -109,7 +50,7 @@ def session(**options) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if _watch is not None and not _stopping_together:
+        if _watch is not None and (not _stopping_together or isinstance(error, UserError | OSError)):
             _give_up(_watch, error)
         _leave()
         raise
@@ -138,42 +79,6 @@ def _give_up(watch: Watch, error: BaseException) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(130 if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, UserError | OSError) else 1)
-
-
-def _number(variable: str, given: int | None) -> int | None:
-    text = os.environ.get(variable)
-    if given is not None or text is None:
-        return given
-    if not text.isdigit():
-        raise UserError(f"{variable}={text!r}: must be a whole number")
-    return int(text)
-
-
-def with_port(coordinator: str) -> str:
-    """HOST:PORT, with the default port where there is none."""
-    return coordinator if re.search(r":\d+$", coordinator) else f"{coordinator}:{PORT}"
-
-
-def check_coordinator(coordinator: str, process_id: int, one_host: bool) -> None:
-    """UserError where a process of a run on several hosts would look for the coordinator on its own machine, and wait there alone.
-
-    Process 0 may know its own name as a loopback address, as Debian's /etc/hosts has it: it listens on every interface.
-    """
-    host = coordinator.rpartition(":")[0].strip("[]")
-    try:
-        addresses = {info[4][0] for info in socket.getaddrinfo(host, None)}
-    except socket.gaierror as error:
-        raise UserError(
-            f"coordinator {coordinator}: {host} has no address here ({error.strerror}); give the address of process 0"
-        ) from error
-    if one_host or not all(ipaddress.ip_address(str(address).partition("%")[0]).is_loopback for address in addresses):
-        return
-    literal = host == "localhost" or host in addresses
-    if literal or process_id != 0:
-        raise UserError(
-            f"coordinator {coordinator}: that is this machine's loopback, where no other host comes; give process 0's address on the network, or "
-            f"start the processes of one machine with `python -m launch.local`"
-        )
 
 
 def _client():
