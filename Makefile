@@ -60,8 +60,8 @@ ifneq ($(filter bench,$(MAKECMDGOALS)),)
   $(if $(filter $(NAME),$(BENCHMARKS)),,$(error NAME=$(NAME): must be one of benchmarks/: $(BENCHMARKS)))
 endif
 
-# The tower's peer is transformers: it needs torch, which the other benchmarks' environment is kept free of.
-BENCH_KIND = $(if $(filter tower trainable units,$(NAME)),parity,bench)
+# Their peers need torch, which the other benchmarks' environment is kept free of.
+BENCH_KIND = $(if $(filter tower trainable units loss train,$(NAME)),parity,bench)
 
 bench: .venv-$(BENCH_KIND)$(ENVIRONMENT)
 	@# Huge pages for malloc, as `xretrieval train` takes for itself; the peer has them too.
@@ -81,6 +81,8 @@ fuzz-audio: .venv-test$(ENVIRONMENT)
 	@$(PYTHON) -m venv --clear .venv-$*-py$(MINOR)
 	@.venv-$*-py$(MINOR)/bin/python $(PIP_INSTALL) $(addprefix --constraint ,$(CONSTRAINTS) $(wildcard constraints/$*.txt)) --editable ".[$*]" > .venv-$*-py$(MINOR)/install.log 2>&1 \
 	  || { tail -n 15 .venv-$*-py$(MINOR)/install.log; echo "the installation failed: see above; the same command goes on"; exit 2; }
+	@# The peer of `make bench NAME=loss` is one file of it; its own requirements include a torchvision that wants a CUDA build of torch.
+	@if [ $* = parity ]; then .venv-$*-py$(MINOR)/bin/python $(PIP_INSTALL) --quiet --no-deps open_clip_torch==3.3.0; fi
 	@# 430 MB of C++ headers, for building operations of TensorFlow: no stage does.
 	@rm -rf .venv-$*-py$(MINOR)/lib/python3*/site-packages/tensorflow/include
 	@touch $@

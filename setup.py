@@ -106,7 +106,7 @@ PARITY = [
     # From 5.24: the configuration dialect (`rope_parameters`, `layer_types`, `dtype`) and the classes that tests/parity was written for.
     # Below 6: a major version renames both.
     "transformers>=5.24,<6",
-    # It runs the modules that EmbeddingGemma's and Qwen3-Embedding's `modules.json` list.
+    # It runs the modules that EmbeddingGemma's and Qwen3-Embedding's `modules.json` list, and is the peer of `make bench NAME=train`.
     "sentence-transformers",
     # Peers of `make bench NAME=units`: k-means, its mini-batches and another k-means; mel filters, with one thread as they are fastest.
     "faiss-cpu",
