@@ -43,7 +43,7 @@ test-slow: .venv-test$(ENVIRONMENT)
 
 # What depends on the interpreter's version: the set of packages, JAX and flax above all, and the numbers that come out of them.
 SMALLER_SET = tests/data tests/evaluate tests/units tests/test_packaging.py tests/test_from_llm.py \
-  $(addprefix tests/model/test_,embedding.py parity.py pretrained.py unit_rows.py) $(addprefix tests/train/test_,loss.py step.py tpu_compile.py)
+  $(addprefix tests/model/test_,embedding.py parity.py pretrained.py unit_rows.py) tests/plan $(addprefix tests/train/test_,loss.py step.py)
 test-versions:
 	@for python in python3.12 python3.13; do \
 	  if $$python -c '' 2> /dev/null; then $(MAKE) --no-print-directory test PYTHON=$$python PYTEST_ARGS="$(SMALLER_SET)" || exit 1; \

@@ -7,6 +7,8 @@ import socket
 # For processes that tests start; JAX in this process is told below. Without it, an installed libtpu looks for a TPU.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+# Compiling for a TPU takes none: two processes may do it at once.
+os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MPLBACKEND", "agg")
 

@@ -18,6 +18,7 @@ CONFIGURABLES = {
     "train": "xretrieval.train.loop:train",
     "training_data": "xretrieval.verbs:training_data",
     "plan_batches": "xretrieval.verbs:plan_batches",
+    "plan_pod": "xretrieval.plan.plan:plan_pod",
     "validation": "xretrieval.verbs:validation",
     "TowerConfig": "xretrieval.model.tower:TowerConfig",
     "OptimizerConfig": "xretrieval.train.optimizer:OptimizerConfig",
@@ -48,9 +49,12 @@ COMMANDS = {
     "search": "search",
 }
 # A root function whose parameters are bound as those of the same name of another.
-BORROWS = {"plan_batches": "train", "inspect_task": "build"}
+BORROWS = {"plan_batches": "train", "plan_pod": "train", "inspect_task": "build"}
 # Flags of a verb that bind parameters of its root function.
-BINDING_FLAGS = {"data inspect": ("task", "split", "shown", "sample", "out_dir")}
+BINDING_FLAGS = {
+    "data inspect": ("task", "split", "shown", "sample", "out_dir"),
+    "plan": ("topology", "slices", "find_batch", "json_file"),
+}
 # Verbs that several processes run together.
 SEVERAL_PROCESSES = ("train",)
 SET_HELP = "as --gin.KEY=VALUE, but a string needs no quotes; the last of both counts"
@@ -104,6 +108,11 @@ VERBS = {
         "the shape of a run's packed batches, and how much of them is padding",
         "xretrieval data plan --gin_file=gin_configs/runs/polyglot.gin",
         ("plan_batches", *TRAIN),
+    ),
+    "plan": (
+        "what a run needs on a TPU slice, compiled without one",
+        "xretrieval plan --gin_file=gin_configs/runs/pod.gin --gin_file=gin_configs/models/gemma3_1b.gin --topology v5e:16x16",
+        ("plan_pod", *TRAIN),
     ),
     "train": (
         "train, or go on training",

@@ -34,6 +34,13 @@ def _data_inspect(add: Add) -> None:
     add("--out", dest="out_dir", metavar="DIR", help="folder for a picture of the lengths")
 
 
+def _plan(add: Add) -> None:
+    add("--topology", required=True, metavar="NAME", help="as v5e:16x16, v5p:4x4x8, v6e:16x16, v4:4x4x4, ironwood:4x4x4")
+    add("--slices", type=int, metavar="N", help="so many of them, joined by the data centre's network (1)")
+    add("--find-batch", dest="find_batch", action="store_true", default=None, help="look for the largest global batch that fits, too")
+    add("--json", dest="json_file", metavar="FILE", help="where to write it all (plan-NAME.json in the workdir)")
+
+
 def _demo(add: Add) -> None:
     add("--workdir", default="demo_run", help="everything goes there (demo_run)")
     add("--languages", default=None, help="trained languages, as de,fr,ru (English comes along), or `all`")
@@ -103,6 +110,7 @@ def _search(add: Add) -> None:
 
 _FLAGS = {
     "data inspect": _data_inspect,
+    "plan": _plan,
     "demo": _demo,
     "data manifest": _data_manifest,
     "data check": _data_check,

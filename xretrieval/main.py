@@ -256,11 +256,15 @@ def _main(argv: list[str]) -> int | None:
         from xretrieval import commands
 
         return getattr(commands, COMMANDS[verb])(arguments)
+    if verb == "plan":
+        from xretrieval.plan import topology
+
+        topology.use_compiler_alone()
     given = {name: getattr(arguments, name) for name in BINDING_FLAGS.get(verb, ())}
     flagged = [f"{VERBS[verb][2][0]}.{name}={value!r}" for name, value in given.items() if value is not None]
     with _together(arguments) if verb in SEVERAL_PROCESSES else contextlib.nullcontext():
-        run_verb(verb, arguments.gin_file, [], [*arguments.bindings, *flagged])
-    return 0
+        result = run_verb(verb, arguments.gin_file, [], [*arguments.bindings, *flagged])
+    return result if verb == "plan" else 0
 
 
 def _together(arguments: argparse.Namespace) -> contextlib.AbstractContextManager[None]:

@@ -3,6 +3,7 @@
 import math
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from xretrieval.errors import UserError
@@ -20,14 +21,26 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 
 
 def make_mesh(model: int = 1, replica: int = 1, devices=None) -> Mesh:
-    """An Explicit mesh over all devices (or `devices`); `data` takes what `replica` x `model` leaves."""
+    """An Explicit mesh over all devices (or `devices`); `data` takes what `replica` x `model` leaves.
+
+    Slices of TPUs lie along `replica` alone, so that the other axes stay on the links between chips.
+    """
     devices = jax.devices() if devices is None else devices
     if len(devices) % (model * replica):
         raise UserError(
             f"a mesh of replica={replica} x model={model} does not divide {len(devices)} devices; change train.mesh_model or train.mesh_replica"
         )
     shape = (replica, len(devices) // (model * replica), model)
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices)
+    slices = len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"})
+    if replica % max(slices, 1):
+        raise UserError(f"{slices} slices and a mesh of replica={replica}: set train.mesh_replica to a multiple of {slices}")
+    # An axis of the mesh may be a part of one of the torus, as model=2 of 4; `jax.make_mesh` takes that on v5e alone.
+    if slices > 1:
+        inside, across = (replica // slices, *shape[1:]), (slices, 1, 1)
+        grid = mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
+    else:
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * 3)
 
 
 def spec(*logical_axes: str | None) -> PartitionSpec:
