@@ -1,0 +1,1 @@
+"""A run on GKE: its manifest and its image."""

@@ -1,0 +1,260 @@
+"""The JobSet manifest: its structure, what restarts, that arguments arrive, and what is refused."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+from fake_cloud import ROOT
+
+from launch.gke import render
+
+RUN = ["--gin_file=gin_configs/runs/polyglot.gin", "--set", "WORKDIR=/bucket/run1"]
+FLAGS = ["--name=run1", "--image=registry/xretrieval:1", "--accelerator=tpu-v5-lite-podslice", "--topology=16x16", "--bucket=data"]
+TOKEN = "hf_" + "aBcDeFgHiJkLmNoPqRsT"
+
+
+def rendered(*flags, run=RUN, base=FLAGS):
+    """The manifest as kubectl reads it, from the command as a user gives it."""
+    command = [sys.executable, "-m", "launch.gke.render", *base, *flags, "--", *run]
+    return yaml.safe_load(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=60).stdout)
+
+
+def made(*flags, run=RUN):
+    """The same in this process."""
+    return yaml.safe_load(yaml.safe_dump(render.jobset(render.parse([*FLAGS, *flags, "--", *run]))))
+
+
+def job_of(manifest):
+    return manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
+
+
+def pod_of(manifest):
+    return job_of(manifest)["template"]["spec"]
+
+
+# The fields that the APIs have (JobSet v1alpha2, batch/v1 Job, core/v1 Pod), of those that we use. A value: its type, an allowed value, a list of
+# one kind of item, or a dictionary; `str: str` is a map; a key with ? may be missing.
+SCHEMA = {
+    "apiVersion": "jobset.x-k8s.io/v1alpha2",
+    "kind": "JobSet",
+    "metadata": {"name": str, "annotations": {str: str}},
+    "spec": {
+        "network": {"enableDNSHostnames": bool, "subdomain": str, "publishNotReadyAddresses": bool},
+        "failurePolicy": {"maxRestarts": int, "rules": [{"name": str, "action": str, "onJobFailureReasons": [str]}]},
+        "replicatedJobs": [
+            {
+                "name": str,
+                "replicas": int,
+                "template": {
+                    "spec": {
+                        "backoffLimit": int,
+                        "completionMode": "Indexed",
+                        "completions": int,
+                        "parallelism": int,
+                        "podFailurePolicy": {
+                            "rules": [
+                                {
+                                    "action": str,
+                                    "onPodConditions?": [{"type": str, "status": str}],
+                                    "onExitCodes?": {"containerName": str, "operator": str, "values": [int]},
+                                }
+                            ]
+                        },
+                        "template": {
+                            "metadata": {"annotations": {str: str}},
+                            "spec": {
+                                "restartPolicy": "Never",
+                                "terminationGracePeriodSeconds": int,
+                                "serviceAccountName?": str,
+                                "nodeSelector": {str: str},
+                                "tolerations": [{"key": str, "operator": str, "value?": str, "effect": str}],
+                                "containers": [
+                                    {
+                                        "name": str,
+                                        "image": str,
+                                        "command": [str],
+                                        "args": [str],
+                                        "env": [{"name": str, "value": str}],
+                                        "envFrom?": [{"secretRef": {"name": str}}],
+                                        "ports": [{"name": str, "containerPort": int}],
+                                        "resources": {"requests": {str: int}, "limits": {str: int}},
+                                        "volumeMounts": [{"name": str, "mountPath": str}],
+                                    }
+                                ],
+                                "volumes": [{"name": str, "csi": {"driver": str, "volumeAttributes": {str: str}}}],
+                            },
+                        },
+                    }
+                },
+            }
+        ],
+    },
+}
+
+
+def check(value, schema, path="manifest"):
+    if isinstance(schema, list):
+        assert isinstance(value, list), path
+        for index, item in enumerate(value):
+            check(item, schema[0], f"{path}[{index}]")
+    elif isinstance(schema, dict) and str in schema:
+        assert all(isinstance(key, str) and isinstance(item, schema[str]) for key, item in value.items()), path
+    elif isinstance(schema, dict):
+        known = {key.rstrip("?"): (item, key.endswith("?")) for key, item in schema.items()}
+        assert not value.keys() - known.keys(), path
+        for key, (item, optional) in known.items():
+            assert optional or key in value, f"{path}.{key}"
+            if key in value:
+                check(value[key], item, f"{path}.{key}")
+    else:
+        assert type(value) is schema if isinstance(schema, type) else value == schema, path
+
+
+EVERYTHING = [
+    "--slices=2",
+    "--spot",
+    "--service_account=trainer",
+    "--secret=hub",
+    "--node_selector=pool=a",
+    "--env=A=b",
+    "--restart_on=134,75",
+]
+
+
+@pytest.mark.parametrize("flags", [[], EVERYTHING])
+def test_structure(flags):
+    check(made(*flags), SCHEMA)
+
+
+def test_the_command_prints_what_the_function_makes():
+    assert rendered(*EVERYTHING) == made(*EVERYTHING)
+
+
+def test_a_run_on_two_slices():
+    manifest = made(*EVERYTHING)
+    pod, container = pod_of(manifest), pod_of(manifest)["containers"][0]
+    assert manifest["spec"]["replicatedJobs"][0]["replicas"] == 2
+    # 256 chips, 4 a host; a pod takes its host.
+    assert (job_of(manifest)["completions"], job_of(manifest)["parallelism"]) == (64, 64)
+    assert container["resources"]["limits"] == {"google.com/tpu": 4}
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
+        "cloud.google.com/gke-tpu-topology": "16x16",
+        "cloud.google.com/gke-spot": "true",
+        "pool": "a",
+    }
+    assert container["command"] + container["args"] == ["xretrieval", "train", *RUN]
+    assert {"name": "coordinator", "containerPort": 8476} in container["ports"]
+    assert {"name": "JAX_COORDINATOR_PORT", "value": "8476"} in container["env"]
+    assert manifest["spec"]["network"]["subdomain"] == "run1"
+    # The mount is a volume of the pod, with the annotation that brings the driver's sidecar, and no key: the service account may use it.
+    assert [mount["name"] for mount in container["volumeMounts"]] == [volume["name"] for volume in pod["volumes"]]
+    assert pod["volumes"][0]["csi"]["volumeAttributes"]["bucketName"] == "data"
+    assert job_of(manifest)["template"]["metadata"]["annotations"] == {"gke-gcsfuse/volumes": "true"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "hosts", "chips"),
+    [
+        (["--topology=2x2"], 1, 4),
+        (["--topology=1x1"], 1, 1),
+        (["--topology=2x4", "--chips_per_host=8"], 1, 8),
+        (["--topology=2x4"], 2, 4),
+        (["--accelerator=tpu-v5p-slice", "--topology=8x8x8"], 128, 4),
+        (["--accelerator=tpu7x", "--topology=4x4x4"], 16, 4),
+    ],
+)
+def test_hosts(flags, hosts, chips):
+    manifest = made(*flags)
+    assert job_of(manifest)["completions"] == hosts
+    assert pod_of(manifest)["containers"][0]["resources"]["limits"] == {"google.com/tpu": chips}
+
+
+def outcome(manifest, exit_code, disrupted=False):
+    """What Kubernetes and the JobSet controller make of a pod that ends so, by their documentation: the first rule that fits."""
+    job, reason = job_of(manifest), "BackoffLimitExceeded"
+    assert job["backoffLimit"] == 0, "the first failure that counts fails the job"
+    for rule in job["podFailurePolicy"]["rules"]:
+        codes = rule.get("onExitCodes", {"operator": "In", "values": []})
+        fits = (exit_code in codes["values"]) == (codes["operator"] == "In")
+        if fits or (disrupted and {"type": "DisruptionTarget", "status": "True"} in rule.get("onPodConditions", [])):
+            reason = {"Count": "BackoffLimitExceeded", "FailJob": "PodFailurePolicy"}[rule["action"]]
+            break
+    for rule in manifest["spec"]["failurePolicy"]["rules"]:
+        if not rule["onJobFailureReasons"] or reason in rule["onJobFailureReasons"]:
+            return rule["action"]
+    return "RestartJobSet"
+
+
+def test_75_restarts_and_no_other_code():
+    manifest = made()
+    assert [code for code in range(1, 256) if outcome(manifest, code) != "FailJobSet"] == [75]
+    assert outcome(manifest, 75) == "RestartJobSet"
+    # A node that goes away is no exit code: 137 is what is left of a pod that could not save in time.
+    assert outcome(manifest, 137, disrupted=True) == "RestartJobSet"
+    assert manifest["spec"]["failurePolicy"]["maxRestarts"] == 100
+    told = made("--restart_on=134,75", "--max_restarts=3")
+    assert [code for code in range(1, 256) if outcome(told, code) != "FailJobSet"] == [75, 134]
+    assert told["spec"]["failurePolicy"]["maxRestarts"] == 3
+    # The names that the API allows, and the rule on one container, or a sidecar's exit code would speak for the run.
+    assert all(re.fullmatch(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?", rule["name"]) for rule in manifest["spec"]["failurePolicy"]["rules"])
+    assert job_of(manifest)["podFailurePolicy"]["rules"][1]["onExitCodes"]["containerName"] == pod_of(manifest)["containers"][0]["name"]
+
+
+def expand(text):
+    """As Kubernetes expands `args` and `env`: $$ is a dollar, $(NAME) a variable (here: gone, to be seen)."""
+    return re.sub(r"\$\$|\$\(([^)]*)\)", lambda match: "$" if match[0] == "$$" else "", text)
+
+
+def test_arguments_arrive_as_they_were_given():
+    hard = [
+        "--set",
+        'TEXT=it\'s "two"  spaces',
+        "$HOME $(id) $$ `id` \\n",
+        "a\nb\n",
+        "",
+        "yes",
+        "1e3",
+        "null",
+        "- x: {y}",
+        "#",
+        "ключ 密码",
+    ]
+    container = pod_of(rendered("--env=FLAGS=--a='$(b)' c", run=[*RUN, *hard]))["containers"][0]
+    assert [expand(argument) for argument in container["args"]] == [*RUN, *hard]
+    assert expand({entry["name"]: entry["value"] for entry in container["env"]}["FLAGS"]) == "--a='$(b)' c"
+
+
+@pytest.mark.parametrize(
+    ("flags", "run", "message"),
+    [
+        (["--topology=16x16x16"], RUN, "--topology '16x16x16': tpu-v5-lite-podslice has 2 dimensions, as 4x4"),
+        (["--topology=3x3"], RUN, "--topology 3x3: 9 chips are not a multiple of 4 a host"),
+        (["--topology=2x2", "--slices=2"], RUN, "--slices 2: several slices must have several hosts each, and 2x2 has one"),
+        (["--name=Run_1"], RUN, "--name 'Run_1': must be at most 40 small letters"),
+        (["--slices=0"], RUN, "--slices: '0' must be a whole number, 1 or more"),
+        (["--restart_on=0"], RUN, "--restart_on: '0' must be exit codes from 1 to 255"),
+        (["--accelerator=tpu-v5e"], RUN, "invalid choice: 'tpu-v5e'"),
+        (["--node_selector=pool"], RUN, "--node_selector: 'pool' must be NAME=VALUE"),
+        ([], [], "no arguments for `xretrieval train`"),
+        ([], ["--set", "WORKDIR=run1"], "no WORKDIR under /bucket among the arguments"),
+        ([], [*RUN, f"--gin.x='{TOKEN}'"], "argument 4 looks like a credential"),
+        (["--env=API_KEY=x"], RUN, "argument 4 looks like a credential"),
+        (["--token=x"], RUN, "unrecognized arguments"),
+    ],
+)
+def test_what_is_refused(capsys, flags, run, message):
+    with pytest.raises(SystemExit, match="2"):
+        render.main([*FLAGS, *flags, "--", *run])
+    said = capsys.readouterr().err
+    assert message in said
+    assert TOKEN not in said
+
+
+def test_the_image_is_made_of_the_tested_set():
+    lines = [line for line in (ROOT / "launch/gke/Dockerfile").read_text().splitlines() if line and not line.startswith("#")]
+    version = re.match(r"FROM python:(3)\.(\d+)-slim", lines[0])
+    assert f"--constraint constraints/py{version[1]}{version[2]}.txt --editable" in lines[3]
+    assert (ROOT / f"constraints/py{version[1]}{version[2]}.txt").exists()
