@@ -102,7 +102,7 @@ start() {
   mv "$RUN/arguments.part" "$RUN/arguments"
   printf '%s\n' "$release" > "$RUN/release"
   date -u +%Y-%m-%dT%H:%M:%SZ > "$RUN/since"
-  rm -f "$RUN/exit_code"
+  rm -f "$RUN/exit_code" "$RUN/supervisor" "$RUN/child"
   echo 0 > "$RUN/restarts"
   ln -sfn "../releases/$release/code/gin_configs" "$BASE/work/gin_configs"
   # Of the release, not of `current`: a later setup must not change what a restart runs.

@@ -4,6 +4,7 @@
 (the answers are those of gcloud 528), pip, uv and, as the program to be started, `xretrieval`, which notes its arguments and exits as told.
 """
 
+import fcntl
 import os
 import pathlib
 import shutil
@@ -113,8 +114,12 @@ def commit(folder: pathlib.Path, message: str) -> None:
 class Cloud:
     """A folder with `gcloud`, its notes, and VMs of two workers a slice."""
 
-    def __init__(self, folder: pathlib.Path, repository: pathlib.Path):
+    def __init__(self, folder: pathlib.Path, repository: pathlib.Path, before: "Cloud | None" = None):
+        """Nothing but the tools; or a copy of another cloud, as it is."""
         self.folder, self.repository = folder, repository
+        if before is not None:
+            shutil.copytree(before.folder, folder, symlinks=True)
+            return
         for name in ("calls", "tools", "bin", "cache"):
             (folder / name).mkdir(parents=True)
         write_tool(folder / "bin/gcloud", GCLOUD)
@@ -169,10 +174,12 @@ class Cloud:
         return [path.read_text().split("\0")[:-1] for path in paths]
 
     def ends(self, home: pathlib.Path, seconds: float = 20) -> int:
-        """Waits for the end of a worker's run; its exit code."""
-        path = home / ".xretrieval/run/exit_code"
-        wait_for(path.exists, seconds)
-        return int(path.read_text() or -1)
+        """Waits for the end of a worker's run, until nobody holds its lock; its exit code."""
+        run = home / ".xretrieval/run"
+        wait_for((run / "exit_code").exists, seconds)
+        with (run / "lock").open("a") as lock:
+            wait_for(lambda: locked(lock), seconds)
+        return int((run / "exit_code").read_text())
 
     def end(self) -> None:
         """Kills what runs on the VMs."""
@@ -184,6 +191,14 @@ class Cloud:
 def command_line(pid: str) -> str:
     path = pathlib.Path(f"/proc/{pid}/cmdline")
     return path.read_text() if pid and path.exists() else ""
+
+
+def locked(file) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def wait_for(condition, seconds: float = 20) -> None:

@@ -140,8 +140,8 @@ def test_a_run_keeps_the_release_that_it_began_with(tmp_path, pod):
     assert any(name.endswith("-py3.12") for name in releases)
 
 
-def test_an_installation_that_failed_goes_on(cloud):
-    cloud.run("create")
+def test_an_installation_that_failed_goes_on(created):
+    cloud = created
     (cloud.homes()[1] / "uv_fails").touch()
     said = cloud.run("setup", fails=3)
     assert "pod-w1: the installation failed; setup goes on from here" in said
@@ -152,16 +152,15 @@ def test_an_installation_that_failed_goes_on(cloud):
     assert all((home / ".xretrieval/current/installed").exists() for home in cloud.homes())
 
 
-def test_preparations_are_made_before_the_installation_and_each_run(tmp_path, cloud):
+def test_preparations_are_made_before_the_installation_and_each_run(tmp_path, created):
+    cloud = created
     script = tmp_path / "prepare.sh"
     # A daemon that goes on, as a mount does: it must not hold the lock of the run.
-    script.write_text("echo prepared >> ~/prepared\nsleep 5 > /dev/null 2>&1 &\n")
-    cloud.run("create")
+    script.write_text("echo prepared >> ~/prepared\nsleep 30 > /dev/null 2>&1 &\n")
     cloud.run("setup", f"--prepare={script}")
     for _ in range(2):
         cloud.run("run", "--", GIN)
         assert [cloud.ends(home) for home in cloud.homes()] == [0, 0]
-        wait_for(lambda: cloud.run("status").count("ended with") == 2)
     assert [len(cloud.starts(home)) for home in cloud.homes()] == [2, 2]
     assert (cloud.homes()[0] / "prepared").read_text() == "prepared\n" * 3
     assert "is installed on every worker already" in cloud.run("setup", f"--prepare={script}")
@@ -235,11 +234,8 @@ def test_delete_asks(cloud):
     ],
     ids=lambda verb: verb[0],
 )
-def test_a_dry_run_prints_what_would_be_called(tmp_path, cloud, verb):
-    if verb[0] != "create":
-        cloud.run("create")
-    if verb[0] not in ("create", "setup"):
-        cloud.run("setup")
+def test_a_dry_run_prints_what_would_be_called(request, tmp_path, verb):
+    cloud = request.getfixturevalue({"create": "cloud", "setup": "created"}.get(verb[0], "pod"))
     if verb[0] == "logs":
         cloud.run("run", "--", GIN)
         wait_for(lambda: cloud.run("logs", "--no-follow", "--worker=0"))
@@ -260,8 +256,8 @@ def test_a_dry_run_prints_what_would_be_called(tmp_path, cloud, verb):
     assert cloud.calls() == called
 
 
-def test_a_checkout_is_needed(tmp_path, cloud):
-    cloud.run("create")
+def test_a_checkout_is_needed(tmp_path, created):
+    cloud = created
     cloud.repository = make_repository(tmp_path / "other")
     shutil.rmtree(cloud.repository / ".git")
     assert "not in a git checkout" in cloud.run("setup", fails=2, GIT_CEILING_DIRECTORIES=str(tmp_path))

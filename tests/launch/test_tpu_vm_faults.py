@@ -24,9 +24,8 @@ TOKEN = "hf_" + "aBcDeFgHiJkLmNoPqRsT"
     ],
     ids=lambda value: value[0],
 )
-def test_each_call_may_fail(cloud, verb, calls):
-    for before in {"create": [], "setup": [["create"]]}.get(verb[0], [["create"], ["setup"]]):
-        cloud.run(*before)
+def test_each_call_may_fail(request, verb, calls):
+    cloud = request.getfixturevalue({"create": "cloud", "setup": "created"}.get(verb[0], "pod"))
     for number, call in enumerate(calls, 1):
         cloud.forget_calls()
         said = cloud.run(*verb, fails=3, FAIL_AT=str(number))
@@ -108,6 +107,15 @@ def test_a_run_under_way_is_not_started_again(pod):
     assert [len(pod.starts(home)) for home in pod.homes()] == [2, 2]
 
 
+def test_a_run_is_stopped_while_it_waits_to_begin_again(pod):
+    exit_codes(pod, 75)
+    pod.run("run", "--restart-delay=600", "--", GIN)
+    wait_for(lambda: all((home / ".xretrieval/run/restarts").read_text() == "1\n" for home in pod.homes()))
+    assert pod.run("stop").count("stopped") == 2
+    assert [pod.ends(home) for home in pod.homes()] == [75, 75]
+    assert [len(pod.starts(home)) for home in pod.homes()] == [1, 1]
+
+
 def test_a_killed_supervisor_lets_no_second_run_start(pod):
     exit_codes(pod, "wait")
     pod.run("run", "--", GIN)
@@ -128,7 +136,6 @@ def test_a_worker_that_ended_alone_starts_alone(pod):
     (second / "exit_codes").write_text("1\n0\n")
     pod.run("run", "--", GIN)
     assert pod.ends(second) == 1
-    wait_for(lambda: "ended with exit code 1" in pod.run("status"))
     said = pod.run("run", "--", GIN)
     assert "pod-w0: the run is under way already" in said
     assert "pod-w1: started" in said
