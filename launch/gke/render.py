@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import yaml
 
 PREEMPTED = 75
-COORDINATOR_PORT = 8476  # what xretrieval/distributed.py asks JAX for; no other process of ours listens
+COORDINATOR_PORT = 8476  # that of xretrieval/joining.py; no other process of ours listens
 CONTAINER = "train"
 MOUNT = "/bucket"
 # Label of the nodes -> dimensions of its topologies.

@@ -9,6 +9,7 @@ import yaml
 from fake_cloud import ROOT
 
 from launch.gke import render
+from xretrieval import joining
 
 RUN = ["--gin_file=gin_configs/runs/polyglot.gin", "--set", "WORKDIR=/bucket/run1"]
 FLAGS = ["--name=run1", "--image=registry/xretrieval:1", "--accelerator=tpu-v5-lite-podslice", "--topology=16x16", "--bucket=data"]
@@ -146,7 +147,7 @@ def test_a_run_on_two_slices():
         "pool": "a",
     }
     assert container["command"] + container["args"] == ["xretrieval", "train", *RUN]
-    assert {"name": "coordinator", "containerPort": 8476} in container["ports"]
+    assert {"name": "coordinator", "containerPort": joining.PORT} in container["ports"]
     assert {"name": "JAX_COORDINATOR_PORT", "value": "8476"} in container["env"]
     assert manifest["spec"]["network"]["subdomain"] == "run1"
     # The mount is a volume of the pod, with the annotation that brings the driver's sidecar, and no key: the service account may use it.

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import subprocess
@@ -10,6 +11,8 @@ import sysconfig
 
 import pytest
 from fake_cloud import ROOT
+
+from launch.gke import render
 
 SCRIPTS = sorted((ROOT / "launch").rglob("*.sh"))
 SHELLCHECK = pathlib.Path(sysconfig.get_path("scripts")) / "shellcheck"
@@ -62,3 +65,16 @@ def test_gcloud_knows_every_call(cloud, tmp_path):
     assert len(answers) == len(lines)
     assert len(problems) == 1, problems
     assert "unrecognized arguments: --nonsense" in problems[0]
+
+
+def test_the_readme_says_what_is_printed(cloud):
+    text = (ROOT / "launch/README.md").read_text()
+    settings = dict(word.split("=", 1) for word in re.search(r"export (TPU_NAME=.*)", text)[1].split())
+    shown = re.findall(r"^    \$ launch/tpu_vm\.sh (.*)\n((?:    [^$\n].*\n)+)", text, re.MULTILINE)
+    assert len(shown) == 2
+    for arguments, output in shown:
+        command = ["bash", str(ROOT / "launch/tpu_vm.sh"), *shlex.split(arguments)]
+        printed = subprocess.run(command, env=cloud.environment(**settings), capture_output=True, text=True, check=True, timeout=60).stdout
+        assert printed == output.replace("\n    ", "\n")[4:]
+    (command,) = re.findall(r"python -m launch\.gke\.render ((?:.*\\\n)+.*) > run1\.yaml", text)
+    assert render.parse(shlex.split(command.replace("\\\n", " "))).hosts == 64
