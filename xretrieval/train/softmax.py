@@ -23,7 +23,7 @@ Ids = tuple[jax.Array, ...]
 
 
 class Sums(NamedTuple):
-    """What the walk forwards leaves for the one backwards; float32, [b] of this device's rows, [B] of the columns it walks over.
+    """What the walk forwards leaves for the one backwards; [b] of this device's rows, [N] of the columns it walks over.
 
     `row` and `column` are log sum_{j != i} exp(S_ij - S_ii), of all negatives on all devices.
     """
@@ -31,6 +31,7 @@ class Sums(NamedTuple):
     right_NE: jax.Array
     positive_b: jax.Array
     positive_N: jax.Array
+    ids_N: Ids
     row_b: jax.Array
     column_b: jax.Array
     column_N: jax.Array
@@ -65,7 +66,7 @@ def _specs(ids: Ids) -> tuple[tuple, PartitionSpec, Any]:
     sides, batch, scalar = mesh_lib.spec("batch", None), mesh_lib.spec("batch"), PartitionSpec()
     # What differs from device to device is one longer array over all axes, so that nothing moves between the two walks.
     columns = PartitionSpec(mesh_lib.AXES)
-    sums: Any = Sums(*[PartitionSpec(mesh_lib.AXES, None), batch, columns, batch, batch, columns])  # type: ignore[arg-type]
+    sums: Any = Sums(*[PartitionSpec(mesh_lib.AXES, None), batch, columns, (columns,) * len(ids), batch, batch, columns])  # type: ignore[arg-type]
     return (sides, sides, scalar, (batch,) * len(ids)), scalar, sums
 
 
@@ -147,7 +148,7 @@ def _walk_forward(left_bE, right_bE, logit_scale, ids_b, margin: float, tile: in
     size = left_bE.shape[0] * jax.lax.axis_size(("replica", "data"))
     loss = jax.lax.psum(lost, ("replica", "data")) / (2 * size)
     accuracies_2 = jax.lax.psum(jnp.stack(found_2).astype(jnp.float32), ("replica", "data")) / size
-    return loss, accuracies_2, Sums(right_NE, positive_b, positive_N, row_b, own_column_b, column_N)
+    return loss, accuracies_2, Sums(right_NE, positive_b, positive_N, ids_N, row_b, own_column_b, column_N)
 
 
 def _log_sum(most_and_total: tuple[jax.Array, jax.Array], axes: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
@@ -193,7 +194,7 @@ def _walk_backward(left_bE, right_bE, logit_scale, ids_b, sums: Sums, tile: int,
         return carry, _product(g_bT.T, left_bE).astype(dtype)
 
     start = _start(left_bE.shape), _start(row_b.shape)
-    columns = (sums.right_NE, sums.positive_N, column_N, tuple(map(_all_columns, ids_b)))
+    columns = (sums.right_NE, sums.positive_N, column_N, sums.ids_N)
     (left_gradient_bE, scale_gradient_b), right_gradient_NE = _over_tiles(walk, start, columns, tile)
     left_gradient_bE = jax.lax.psum(left_gradient_bE, "model")
     shares = jax.lax.psum_scatter(right_gradient_NE, ("replica", "data"), scatter_dimension=0, tiled=True)
