@@ -100,6 +100,7 @@ def test_a_run_under_way_is_not_started_again(pod):
     # Its state is saved (75), but it was told to stop: no restart.
     assert [pod.ends(home) for home in pod.homes()] == [75, 75]
     assert [len(pod.starts(home)) for home in pod.homes()] == [1, 1]
+    assert pod.run("status").count("ended with exit code 75 after 0 restarts") == 2
     assert pod.run("stop").count("no run is under way") == 2
     # The same command goes on.
     pod.run("run", "--", GIN)
