@@ -60,8 +60,8 @@ ifneq ($(filter bench,$(MAKECMDGOALS)),)
   $(if $(filter $(NAME),$(BENCHMARKS)),,$(error NAME=$(NAME): must be one of benchmarks/: $(BENCHMARKS)))
 endif
 
-# Their peers need torch, which the other benchmarks' environment is kept free of.
-BENCH_KIND = $(if $(filter tower trainable units loss train,$(NAME)),parity,bench)
+# Their peers need torch, which the other benchmarks' environment is kept free of; pods needs libtpu, which tests have.
+BENCH_KIND = $(if $(filter tower trainable units loss train,$(NAME)),parity,$(if $(filter pods,$(NAME)),test,bench))
 
 bench: .venv-$(BENCH_KIND)$(ENVIRONMENT)
 	@# Huge pages for malloc, as `xretrieval train` takes for itself; the peer has them too.

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
-_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
+ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "s2": 2, "u2": 2, "c64": 64, "c128": 128}
 
 
@@ -33,7 +33,7 @@ class Instruction:
 
     def arrays(self) -> list[int]:
         """Bytes of each array of the type, without what is only a flag or a handle of an asynchronous operation."""
-        return [bytes_of(dtype, sizes) for dtype, sizes in _ARRAY.findall(re.sub(r"/\*.*?\*/", "", self.type))]
+        return [bytes_of(dtype, sizes) for dtype, sizes in ARRAY.findall(re.sub(r"/\*.*?\*/", "", self.type))]
 
 
 @dataclasses.dataclass(frozen=True)
