@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 
+import pytest
 from small_run import GIN, ROOT, command, settings, start
 
 from xretrieval import main
@@ -47,7 +48,8 @@ def test_training_killed_and_resumed_equals_uninterrupted_bitwise(finished, tmp_
     assert losses[0] == losses[1]
 
 
-def test_control_c_saves_the_step_under_way(finished, tmp_path):
+@pytest.mark.parametrize("stop,code", [(signal.SIGINT, 130), (signal.SIGTERM, 75)], ids=["Ctrl-C", "SIGTERM"])
+def test_a_signal_saves_the_step_under_way(finished, tmp_path, stop, code):
     from xretrieval.train import checkpoint
 
     workdir = tmp_path / "train"
@@ -58,8 +60,8 @@ def test_control_c_saves_the_step_under_way(finished, tmp_path):
         assert process.poll() is None
         assert time.monotonic() < give_up
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGINT)
-    assert process.wait(timeout=60) == 130
+    os.kill(process.pid, stop)
+    assert process.wait(timeout=60) == code
     error = process.stderr.read().decode()
     assert "the same command goes on" in error
     assert "Traceback" not in error

@@ -15,7 +15,7 @@ CONFIGURABLES = {
     "mixture": "xretrieval.verbs:mixture",
     "build": "xretrieval.verbs:build",
     "inspect_task": "xretrieval.verbs:inspect_task",
-    "train": "xretrieval.train.loop:train",
+    "train": "xretrieval.train.run:train",
     "training_data": "xretrieval.verbs:training_data",
     "plan_batches": "xretrieval.verbs:plan_batches",
     "plan_pod": "xretrieval.plan.plan:plan_pod",
@@ -54,6 +54,7 @@ BORROWS = {"plan_batches": "train", "plan_pod": "train", "inspect_task": "build"
 BINDING_FLAGS = {
     "data inspect": ("task", "split", "shown", "sample", "out_dir"),
     "plan": ("topology", "slices", "find_batch", "json_file"),
+    "train": ("profile",),
 }
 # Verbs that several processes run together.
 SEVERAL_PROCESSES = ("train",)

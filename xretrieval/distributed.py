@@ -130,6 +130,20 @@ def broadcast_int(name: str, value: int, timeout: float = BARRIER_TIMEOUT) -> in
         raise UserError(f"after {timeout:g} s {name_of(0)} has not said {name!r}; its log says what holds it") from error
 
 
+def gather(name: str, text: str, timeout: float = BARRIER_TIMEOUT) -> list[str]:
+    """What every process says, on every process, in their order; each calls it equally often with a name, from any thread."""
+    if alone():
+        return [text]
+    number, client, me = next(_calls[f"gather {name}"]), _client(), jax.process_index()
+    key = f"xretrieval/gather/{name}/{number}"
+    client.key_value_set(f"{key}/{me}", text)
+    barrier(f"gather {name} {number}", timeout)
+    if number:  # all have read the texts of the call before this one
+        client.key_value_delete(f"xretrieval/gather/{name}/{number - 1}/{me}")
+    found = {int(path.rpartition("/")[2]): said for path, said in client.key_value_dir_get(key)}
+    return [found[i] for i in range(len(found))]
+
+
 def check_same(what: str, text: str, timeout: float = BARRIER_TIMEOUT) -> None:
     """UserError on every process, naming those that differ from the most, where `text` is not the same on all."""
     if alone():

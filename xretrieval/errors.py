@@ -1,4 +1,4 @@
-"""The one exception a user is meant to read, and the one way to read and write a JSON file."""
+"""The one exception a user is meant to read, the one of a run that gives way, and the one way to read and write a JSON file."""
 
 import dataclasses
 import json
@@ -8,6 +8,13 @@ from typing import Any
 
 class UserError(Exception):
     """Bad input. The message names the file, field, tensor or flag, and says what to do; the command line prints it in one line and exits 2."""
+
+
+class Preempted(Exception):
+    """The run was asked to give way (SIGTERM), and has saved: the command line exits 75, and whatever started it starts it again."""
+
+    def __init__(self, step: int):
+        super().__init__(f"stopped by SIGTERM; step {step} is saved, and the same command goes on from there")
 
 
 def check_fields(config: Any) -> None:

@@ -57,6 +57,7 @@ def export(workdir: str, vocabulary: Vocabulary, unit_tokenizer_dir: str, out_di
     if step not in committed:
         raise UserError(f"{workdir}: no checkpoint of step {step} (there are {committed}); set another export.step")
     run = read_json(pathlib.Path(workdir) / "run.json")
+    run.pop("settings", None)  # how it was trained, which may have changed on the way
     if run["vocabulary"] != vocabulary.fingerprint:
         raise UserError(
             f"{vocabulary.tokenizer_file}: not the text tokenizer that {workdir} was trained with; set export.tokenizer_file to that"

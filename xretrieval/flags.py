@@ -97,6 +97,10 @@ def _import_llm(add: Add) -> None:
     add("--out", required=True, metavar="DIR", help="the model directory; an imported LLM that is there is replaced")
 
 
+def _train(add: Add) -> None:
+    add("--profile", metavar="FIRST:LAST", help="traces these steps, as 10:15, into the workdir's folder profile")
+
+
 def _search(add: Add) -> None:
     add("model", help="a model directory")
     add("index", help="an index file, or a cluster's URI")
@@ -118,5 +122,6 @@ _FLAGS = {
     "units import-codebook": _units_import_codebook,
     "units report": _units_report,
     "import-llm": _import_llm,
+    "train": _train,
     "search": _search,
 }

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from xretrieval.command_line import BINDING_FLAGS, BORROWS, COMMANDS, CONFIGURABLES, SET_HELP, SEVERAL_PROCESSES, VERBS, WRITES, usage
-from xretrieval.errors import UserError
+from xretrieval.errors import Preempted, UserError
 from xretrieval.flags import add_flags
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -39,11 +39,6 @@ def _config_saved(workdir: str) -> Iterator[None]:
         yield
         return
     earlier = path.read_text() if path.exists() else None
-    if earlier not in (None, text):
-        changed = [
-            line for line in difflib.unified_diff(earlier.splitlines(), text.splitlines(), lineterm="", n=0) if re.match(r"[+-][^+-]", line)
-        ]
-        print(f"{path}: the configuration changed since this run began:\n  " + "\n  ".join(changed), file=sys.stderr)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -201,6 +196,9 @@ def main(argv: list[str] | None = None) -> int:
         # What the system refuses (space, permission, a file gone) is the user's to mend, wherever it is met.
         print(f"xretrieval: {_without_gin(error)}; mend that and run the same command: what was finished is kept", file=sys.stderr)
         return 2
+    except Preempted as error:
+        print(f"xretrieval: {_without_gin(error)}", file=sys.stderr)
+        return os.EX_TEMPFAIL
     except KeyboardInterrupt:
         print("xretrieval: stopped; what was finished is kept, and the same command goes on from there", file=sys.stderr)
         return 130

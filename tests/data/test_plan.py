@@ -193,7 +193,7 @@ def test_processes_find_what_one_process_finds(tmp_path, monkeypatch):
 
 def test_the_verb_takes_what_train_takes():
     from xretrieval import verbs
-    from xretrieval.train.loop import train
+    from xretrieval.train.run import train
 
     taken = inspect.signature(train).parameters
     for name, parameter in inspect.signature(verbs.plan_batches).parameters.items():

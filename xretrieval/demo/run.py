@@ -135,7 +135,8 @@ def steps_for(arguments: argparse.Namespace, overrides: list[str], root: pathlib
             run_verb("train", [GIN_FILE], [*timing, "train.stop_after=21"])
             lines = [json.loads(line) for line in (pathlib.Path(scratch) / "metrics.jsonl").read_text().splitlines()]
         # The first step holds the compilation.
-        seconds = sum(1.0 / line["steps_per_second"] for line in lines[1:]) / len(lines[1:])
+        taken = [line["step_seconds"] for line in lines if "step_seconds" in line][1:]
+        seconds = sum(taken) / len(taken)
         known = {"minutes": arguments.minutes, "seconds_a_step": seconds, "num_steps": max(1, round(arguments.minutes * 60.0 / seconds))}
         write_json(path, known)
     print(f"{known['num_steps']} steps of {known['seconds_a_step'] * 1e3:.0f} ms make {arguments.minutes:g} minutes")

@@ -1,9 +1,10 @@
 """How a run begins: what it was made from, the shape of its batches, its first state."""
 
 import dataclasses
-import json
+import hashlib
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,12 +14,14 @@ from xretrieval import mesh as mesh_lib
 from xretrieval import tensors
 from xretrieval.data import plan as plan_lib
 from xretrieval.data.pipeline import BatchPipeline, TaskData
-from xretrieval.errors import UserError, read_json, write_json
+from xretrieval.errors import UserError
 from xretrieval.model import directory, tower
 from xretrieval.model.embedding import check_lookup
 from xretrieval.model.unit_rows import UnitInit, text_statistics, unit_rows
-from xretrieval.train import checkpoint
+from xretrieval.train import checkpoint, identity
 from xretrieval.train import state as state_lib
+from xretrieval.train.loss import LossConfig
+from xretrieval.train.optimizer import OptimizerConfig
 from xretrieval.train.state import TrainState
 from xretrieval.train.step import StepConfig
 from xretrieval.train.trainable import UNITS, TrainableConfig
@@ -52,13 +55,38 @@ def check_run(
     batch_size: int,
     seed: int,
     mesh: jax.sharding.Mesh,
-) -> None:
-    """UserError where the batch does not divide over the mesh, or where the workdir is another run's."""
+    changeable: dict[str, Any],
+) -> str:
+    """The fingerprint of the run (`identity.check`); `changeable` is what `settings` gives.
+
+    Raises:
+      UserError: the batch does not divide over the mesh, or the workdir is another run's.
+    """
     mesh_lib.check_batch(batch_size, mesh)
-    order = {"train.batch_size": batch_size, "train.seed": seed, "mixture rates": {task.name: task.rate for task in data.tasks}}
-    parts = {"tower": dataclasses.asdict(config), "trainable": dataclasses.asdict(trainable), "start": started_from(init_from)}
-    parts["train.unit_init"] = dataclasses.asdict(unit_init)
-    check_identity(workdir, {**data.identity, **parts, **order})
+    fixed = {
+        **data.identity,
+        "tower": dataclasses.asdict(config),
+        "trainable": dataclasses.asdict(trainable),
+        "start": started_from(init_from),
+        "train.unit_init": dataclasses.asdict(unit_init),
+        "train.batch_size": batch_size,
+        "train.seed": seed,
+        "mixture": {task.name: _assembly(task) for task in data.tasks},
+    }
+    return identity.check(workdir, fixed, changeable, checkpoint.begun(workdir), jax.process_index() == 0)
+
+
+def _assembly(task: TaskData) -> dict[str, Any]:
+    """What makes the pairs of a task from its records."""
+    frames = hashlib.sha256(repr((task.prefixes, task.neutral_prefixes, task.suffixes)).encode()).hexdigest()[:16]
+    return {"rate": task.rate, "dropped tokens": task.drop_rate, "neutral languages": task.neutral_rate, "prefixes": frames}
+
+
+def settings(optimizer: OptimizerConfig, loss: LossConfig, compute: tower.ComputeConfig, mesh: jax.sharding.Mesh, **counts: int) -> dict:
+    """What a run may go on with another value of."""
+    configs = {type(config).__name__: dataclasses.asdict(config) for config in (optimizer, loss, compute)}
+    devices = {**mesh.shape, "processes": jax.process_count(), "device": mesh.devices.flat[0].device_kind}
+    return {**configs, **{f"train.{name}": count for name, count in counts.items()}, "mesh": devices}
 
 
 def packed_pipeline(
@@ -70,13 +98,15 @@ def packed_pipeline(
     batch_size: int,
     seed: int,
     mesh: jax.sharding.Mesh,
+    microbatches: int,
     wanted: tuple[int | None, int | None, int | None],
 ) -> BatchPipeline:
     """The batches of a run, in a shape (`train.row_length`, `.rows`, `.max_segments` as wanted) that every step was seen to fit.
 
     The plan stays in the workdir's `packing.json`.
     """
-    lengths, cache, shards = [task.lengths() for task in data.tasks], pathlib.Path(workdir) / "packing.json", mesh_lib.batch_shards(mesh)
+    lengths, cache = [task.lengths() for task in data.tasks], pathlib.Path(workdir) / "packing.json"
+    shards = mesh_lib.batch_shards(mesh) * microbatches
     made = plan_lib.plan(lengths, batch_size, seed, shards, num_steps, *wanted, cache, jax.process_index() == 0)
     pipeline = BatchPipeline(data.tasks, batch_size, config.vocab_size, seed, shards, made.shape)
     longest = pipeline.schedule.longest
@@ -98,7 +128,7 @@ def check_whole(**settings: int) -> None:
 
 
 def initial_state(
-    workdir: str,
+    checkpoints: checkpoint.Checkpoints,
     step: StepConfig,
     tx: optax.GradientTransformation,
     num_steps: int,
@@ -107,25 +137,47 @@ def initial_state(
     init_from: str | None,
     unit_init: UnitInit,
     data: TrainingData,
-) -> tuple[TrainState, int]:
-    """The newest checkpoint's state and its step, or a fresh one (with the parameters of `init_from`) and 0.
+) -> tuple[TrainState, int, int]:
+    """The newest checkpoint's state, its step, and how many steps before it were skipped; or a fresh state (with the parameters of `init_from`).
 
     Raises:
-      UserError: more steps are done than `num_steps`, or `init_from` is another tower than the run's.
+      UserError: more steps are done than `num_steps`, `init_from` is another tower than the run's or holds what is not finite, or no checkpoint
+        is whole.
     """
     check_lookup(step.compute.dtype)
-    config, scale, newest = step.tower, step.loss.initial_logit_scale, max(checkpoint.steps(workdir), default=0)
-    if newest > num_steps:
-        raise UserError(f"{workdir}: {newest} steps are done already; set train.num_steps to more, or give another workdir")
-    if newest:
-        return checkpoint.restore(workdir, newest, state_lib.abstract(config, tx, trainable)), newest
+    newest = checkpoints.restore_newest(state_lib.abstract(step.tower, tx, trainable))
+    if newest is None:
+        state, done, skipped = _fresh_state(step, tx, seed, trainable, init_from, unit_init, data), 0, 0
+    else:
+        state, done, skipped = newest[0], newest[1].step, newest[1].skipped
+    if done > num_steps:
+        raise UserError(f"{checkpoints.root.parent}: {done} steps are done already; set train.num_steps to more, or give another workdir")
+    try:
+        checkpoint.check_finite(state)  # as every save does: compiled here, where no step waits for it
+    except UserError as error:
+        raise UserError(
+            f"{init_from if init_from and not done else checkpoints.root}: {error}; start from another model or workdir"
+        ) from error
+    return state, done, skipped
+
+
+def _fresh_state(
+    step: StepConfig,
+    tx: optax.GradientTransformation,
+    seed: int,
+    trainable: TrainableConfig,
+    init_from: str | None,
+    unit_init: UnitInit,
+    data: TrainingData,
+) -> TrainState:
+    config, scale = step.tower, step.loss.initial_logit_scale
     if not init_from:
-        return state_lib.create(config, tx, scale, seed, trainable), 0
+        return state_lib.create(config, tx, scale, seed, trainable)
     found = directory.read_params(init_from, tower.abstract(config), data.identity, config)
     params = dict(found.params)
     if UNITS in found.missing:
         params[UNITS] = _unit_table(init_from, config, unit_init, data.codebook_KW)
-    return state_lib.from_params(config, params, tx, found.logit_scale or scale, seed, trainable), 0
+    return state_lib.from_params(config, params, tx, found.logit_scale or scale, seed, trainable)
 
 
 def _unit_table(llm_dir: str, config: tower.TowerConfig, unit_init: UnitInit, codebook_KW: np.ndarray) -> jax.Array:
@@ -148,20 +200,17 @@ def started_from(init_from: str | None) -> dict | None:
     return {"fingerprint": record["fingerprint"], "notice": notice.read_text() if notice.exists() else "", "licences": licences, **source}
 
 
-def check_identity(workdir: str, identity: dict) -> None:
-    """Writes `run.json`, or compares with the one there: a run never goes on with other data or another tower."""
-    path = pathlib.Path(workdir) / "run.json"
-    identity = json.loads(json.dumps(identity))
-    if path.exists() and checkpoint.steps(workdir):  # without a checkpoint there is nothing to go on from
-        before = read_json(path)
-        changed = sorted(k for k in before.keys() | identity.keys() if before.get(k) != identity.get(k))
-        if changed:
-            raise UserError(
-                f"{path}: this workdir was begun with another {', '.join(changed)}; give another workdir, or go back to what it was"
-            )
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, identity)
-    except OSError as error:
-        raise UserError(f"{workdir}: cannot be written ({error.strerror}); give another workdir") from error
+def describe(step: StepConfig, pipeline: BatchPipeline, mesh: jax.sharding.Mesh) -> None:
+    """Says what a run computes and how, in one line."""
+    shape, compute = pipeline.shape, step.compute
+    platform = mesh.devices.flat[0].platform
+    way = f"{compute.attention} attention" + (f" in tiles of {compute.block}" if compute.attention != "dense" else "")
+    if compute.attention == "splash" and platform != "tpu":
+        way += f", interpreted and slow, for this is a {platform}: take chunked"
+    rows = f"{pipeline.shards * shape.rows} rows of {shape.row_length} tokens on {mesh.size} {platform} device(s)"
+    if step.microbatches > 1:
+        way += f", {step.microbatches} microbatches"
+    if jax.process_index() == 0:
+        print(
+            f"{pipeline.batch_size} pairs a step in {rows}; {way}, {compute.dtype}{', each layer computed again' if compute.remat else ''}"
+        )

@@ -1,8 +1,10 @@
 """AdamW with a linear warm-up and decay, and a clipped gradient."""
 
 import dataclasses
+import functools
 
 import jax
+import numpy as np
 import optax
 
 from xretrieval.errors import check_fields
@@ -32,11 +34,17 @@ def schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     return optax.join_schedules([rise, fall], [warmup])
 
 
+def learning_rates(config: OptimizerConfig, num_steps: int) -> np.ndarray:
+    """Of every update of a run, float32 [T]: on the host, so that to report one waits for no device."""
+    return np.asarray(jax.device_get(schedule(config, num_steps)(np.arange(num_steps))))
+
+
 def _names(params: dict) -> dict:
     """The tree of a state's parameters with each one's name in its place."""
     return {"tower": {name: name for name in params["tower"]}, "log_logit_scale": "log_logit_scale"}
 
 
+@functools.cache  # a step is compiled for the very functions that are in here
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
     """Weight decay falls on matrices only, neither on norms nor on the logit scale. Its state does not depend on the config's numbers."""
     return optax.chain(
