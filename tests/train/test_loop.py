@@ -1,0 +1,280 @@
+"""The loop: no wait for the device, the same run however often it is stopped, nothing that is not finite in a state, and metrics that add up."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.array import ArrayImpl
+
+from benchmarks import tiny_run
+from xretrieval.corpora import shards
+from xretrieval.data import records
+from xretrieval.errors import UserError
+from xretrieval.model.tower import TowerConfig
+from xretrieval.train import checkpoint, profile, run
+from xretrieval.train.loss import LossConfig
+from xretrieval.train.optimizer import OptimizerConfig, learning_rates, schedule
+from xretrieval.train.throughput import ModelFlops
+
+
+def lines(folder, name="loss"):
+    return [line for line in map(json.loads, (folder / "train/metrics.jsonl").read_text().splitlines()) if name in line]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that was not stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert tiny_run.run(folder) == 12
+    return folder
+
+
+TIMES = ("step_seconds", "steps_per_second", "pairs_per_second", "tokens_per_second", "model_flops_per_second")
+
+
+def without_times(found):
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in found]
+
+
+@pytest.mark.parametrize("stops", [(1, 6), (4,)], ids=str)
+def test_stopped_and_resumed_is_bitwise_the_same_run(whole, tmp_path, stops):
+    for steps in stops:
+        tiny_run.run(tmp_path, stop_after=steps)
+    assert checkpoint.steps(tmp_path / "train")[-1] == sum(stops)
+    assert tiny_run.run(tmp_path) == 12
+    assert tiny_run.digest(tmp_path / "train") == tiny_run.digest(whole / "train")
+    assert without_times(lines(tmp_path)) == without_times(lines(whole))
+    assert [line["step"] for line in lines(tmp_path)] == list(range(1, 13))
+
+
+def test_damage_to_the_newest_step_costs_only_the_steps_since_the_one_before(whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    victim = tmp_path / "run/train/checkpoints/12/state/_sharding"
+    victim.write_bytes(victim.read_bytes()[:-1])
+    assert tiny_run.run(tmp_path / "run") == 12
+    assert f"{victim} has" in capsys.readouterr().err
+    assert checkpoint.steps(tmp_path / "run/train") == [8, 12]
+    assert tiny_run.digest(tmp_path / "run/train") == tiny_run.digest(whole / "train")
+    assert without_times(lines(tmp_path / "run")) == without_times(lines(whole))
+
+
+def test_the_loop_waits_for_no_step_before_the_next_is_sent_off(tmp_path, monkeypatch):
+    """Whatever brings an array of a device to the host passes `_value`: it is only done to metrics of a step that another one follows."""
+    sent, fetched, of_step = [0], [], {}
+
+    def counted(state, batch, config, optimizer):
+        sent[0] += 1
+        out = step(state, batch, config, optimizer)
+        of_step.update({id(x): sent[0] for x in out[1].values()})
+        kept.append(out)  # an identity is only one while the array lives
+        return out
+
+    def value(array):
+        fetched.append((of_step.get(id(array)), sent[0]))
+        return before.fget(array)
+
+    def waited(array):
+        raise AssertionError("block_until_ready")
+
+    step, before, kept = run.train_step, ArrayImpl._value, []
+    monkeypatch.setattr(run, "train_step", counted)
+    monkeypatch.setattr(ArrayImpl, "_value", property(value))
+    monkeypatch.setattr(ArrayImpl, "block_until_ready", waited)
+    tiny_run.run(tmp_path, checkpoint_every=20)
+    in_steps = [(of, after) for of, after in fetched if after and of != 12]  # 12 is saved, and its metrics with it
+    assert {of for of, _ in in_steps if of} == set(range(1, 12))
+    assert all(of is not None and after == of + 1 for of, after in in_steps if after < 12)
+    assert len(lines(tmp_path)) == 12
+
+
+def test_a_transfer_that_nobody_asked_for_is_an_error(tmp_path, monkeypatch):
+    def careless(state, batch, config, optimizer):
+        jnp.sin(np.ones(3))
+        return step(state, batch, config, optimizer)
+
+    step = run.train_step
+    monkeypatch.setattr(run, "train_step", careless)
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        tiny_run.run(tmp_path)
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """At a step, one entry of a parameter becomes NaN before the real step is taken."""
+    step = run.train_step
+
+    def poison(at, name, where):
+        count = [0]
+
+        def poisoning(state, batch, config, optimizer):
+            count[0] += 1
+            if count[0] == at:
+                table = state.params["tower"][name]
+                with jax.transfer_guard("allow"):
+                    values = np.array(table)
+                    values[where] = np.nan
+                    state.params["tower"][name] = jax.device_put(values, table.sharding)
+            return step(state, batch, config, optimizer)
+
+        monkeypatch.setattr(run, "train_step", poisoning)
+
+    return poison
+
+
+def test_nan_in_a_parameter_stops_the_run_and_is_in_no_checkpoint(tmp_path, poisoned):
+    poisoned(6, "final_norm.scale_D", 3)
+    with pytest.raises(
+        UserError, match=r"step 6: the loss is nan, its update was not applied; .*OptimizerConfig.learning_rate.*max_skipped_steps"
+    ):
+        tiny_run.run(tmp_path)
+    assert checkpoint.steps(tmp_path / "train") == [4]
+    assert lines(tmp_path)[-1]["step"] == 6
+    assert (lines(tmp_path)[-1]["loss"], lines(tmp_path)[-1]["skipped"]) == (None, 1.0)
+
+
+def test_nan_in_a_row_that_no_loss_sees_is_not_saved(tmp_path, poisoned):
+    """Of the padding rows of a table: nothing is looked up there, so loss and gradient stay finite."""
+    poisoned(6, "embedding.text_VD", (-1, 0))
+    with pytest.raises(UserError, match=r"8: not saved, for params/tower/embedding.text_VD holds numbers that are not finite"):
+        tiny_run.run(tmp_path)
+    assert checkpoint.steps(tmp_path / "train") == [4]
+
+
+def test_a_gradient_that_overflows_is_not_applied_and_so_many_are_left_out_as_the_run_allows(tmp_path, capsys):
+    """A loss of 1e25 is finite; the square of its gradient is not."""
+    huge = {"loss": LossConfig(spread_out_weight=1e25), "checkpoint_every": 1}
+    with pytest.raises(UserError, match="step 1: the gradient norm is inf, its update was not applied"):
+        tiny_run.run(tmp_path / "none", **huge)
+    assert not checkpoint.steps(tmp_path / "none/train")
+    tiny_run.run(tmp_path / "some", **huge, max_skipped_steps=3, stop_after=2)
+    assert "step 2: the gradient norm is inf, its update was not applied (2 of 3 such steps)" in capsys.readouterr().err
+    assert {line["learning_rate"] for line in lines(tmp_path / "some")} == {0.0}, "the schedule counts updates"
+    # How many there were is part of the checkpoint: starting again does not begin a new count.
+    with pytest.raises(UserError, match=r"step 4: the gradient norm .* train.max_skipped_steps = 4"):
+        tiny_run.run(tmp_path / "some", **huge, max_skipped_steps=3)
+    assert checkpoint.steps(tmp_path / "some/train") == [2, 3]
+
+
+def test_a_token_outside_the_vocabulary_is_refused_before_a_step_sees_it(tmp_path):
+    data = tiny_run.data(tmp_path / "records")
+    directory = tmp_path / "records/speech"
+    count = len(data.tasks[0].records)
+    pairs = data.tasks[0].records.read(np.arange(count))
+    pairs = [(np.full_like(left, 64), right, pair) for left, right, pair in pairs]
+    shards.commit_shard(str(directory), 0, 1, "other", [records.pack(*pair) for pair in pairs], {})
+    with pytest.raises(UserError, match="task speech: token 64 is outside the vocabulary of 64"):
+        tiny_run.run(tmp_path)
+    assert not checkpoint.steps(tmp_path / "train")
+
+
+@pytest.mark.parametrize(
+    "changed,message",
+    [
+        ({"seed": 1}, r"another train.seed \(0 before, 1 now\);"),
+        ({"batch_size": 8}, r"train.batch_size \(16 before, 8 now\);"),
+        (
+            {"tower": TowerConfig(**{**vars(tiny_run.TOWER), "window": 4, "global_every": 2})},
+            r"tower.global_every \(1 before, 2 now\), tower.window",
+        ),
+    ],
+)
+def test_another_run_is_refused_and_what_differs_is_said(whole, changed, message):
+    with pytest.raises(UserError, match=message):
+        tiny_run.run(whole, **changed)
+
+
+def test_other_data_are_refused_field_by_field(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    given = tiny_run.data(tmp_path / "run/records")
+    settings = {**tiny_run.SETTINGS, "workdir": str(tmp_path / "run/train")}
+    speech, text = given.tasks
+    other = vars(speech) | {"drop_rate": 0.3, "prefixes": ((8, 9), (6,))}
+    for tasks, identity, message in (
+        ([type(speech)(**other), text], {}, r"mixture.speech.dropped tokens \(0.1 before, 0.3 now\), mixture.speech.prefixes"),
+        ([speech], {}, r"mixture.text \(.* before, nothing now\)"),
+        (given.tasks, {"vocabulary": "other"}, r'vocabulary \("v" before, "other" now\)'),
+    ):
+        data = type(given)(**{**vars(given), "tasks": tasks, "identity": {**given.identity, **identity}})
+        with pytest.raises(UserError, match=message):
+            run.train(data=data, **settings)
+
+
+def test_what_may_change_is_said(whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    more = {"num_steps": 13, "optimizer": OptimizerConfig(warmup_steps=2, learning_rate=1e-3), "loss": LossConfig(margin=0.1)}
+    assert tiny_run.run(tmp_path / "run", **more, stop_after=0) == 12
+    error = capsys.readouterr().err
+    for field in (
+        "train.num_steps (12 before, 13 now)",
+        "OptimizerConfig.learning_rate (0.003 before, 0.001 now)",
+        "LossConfig.margin (0.0 before, 0.1 now)",
+    ):
+        assert field in error
+    tiny_run.run(tmp_path / "run", **more, stop_after=0)
+    assert capsys.readouterr().err == "", "it is said once"
+
+
+def test_rates_and_flops_add_up(whole):
+    """tokens and FLOPs from the batches themselves."""
+    found = lines(whole)
+    rates = learning_rates(tiny_run.SETTINGS["optimizer"], 12)
+    assert [line["learning_rate"] for line in found] == [float(rate) for rate in rates]
+    counted = schedule(tiny_run.SETTINGS["optimizer"], 12)
+    # One step at a time, as the optimizer does, XLA contracts other products and sums: the last digit of float32.
+    np.testing.assert_allclose(rates, [float(counted(jnp.int32(step))) for step in range(12)], rtol=1e-6)
+    data = tiny_run.data(whole / "records")
+    shape = json.loads((whole / "train/packing.json").read_text())["plan"]
+    from xretrieval.data.packing import Shape
+    from xretrieval.data.pipeline import BatchPipeline
+
+    shape = Shape(shape["row_length"], shape["rows"], shape["num_segments"])
+    pipeline = BatchPipeline(data.tasks, 16, 64, 0, 8, shape)
+    for line in found:
+        tokens = int((pipeline.batch(line["step"] - 1)["segment_ids"] > 0).sum())
+        assert line["tokens_per_second"] * line["step_seconds"] == pytest.approx(tokens)
+        assert line["pairs_per_second"] * line["step_seconds"] == pytest.approx(16)
+        assert line["steps_per_second"] * line["step_seconds"] == pytest.approx(1)
+        assert "mfu" not in line, "nobody knows what this CPU can do"
+    assert {
+        "softmax",
+        "spread_out",
+        "accuracy_left_to_right",
+        "accuracy_right_to_left",
+        "gradient_norm",
+        "gradient_norm_units",
+        "logit_scale",
+    } <= found[0].keys()
+
+
+@pytest.mark.parametrize("causal,window", [(True, 0), (False, 0), (False, 4), (True, 4)])
+def test_attended_pairs_are_those_of_the_mask(causal, window):
+    tower = TowerConfig(width=32, layers=3, heads=2, head_dim=16, causal=causal, window=window, global_every=3 if window else 1)
+    lengths = np.array([[3, 9], [1, 4]])
+    pairs = 0
+    for layer in range(3):
+        for length in lengths.ravel():
+            distance = np.abs(np.subtract.outer(np.arange(length), np.arange(length)))
+            near = distance < (window if window and (layer + 1) % 3 else length)
+            pairs += near.sum() / (2 if causal else 1)
+    flops = ModelFlops(tower, 1000, 100).step(lengths)
+    assert flops == pytest.approx(17 * (6 * 1000 + 4 * 100) + 12 * 2 * 16 * pairs + 6 * 2 * 2 * 32)
+
+
+def test_a_profile_is_written_for_the_steps_that_were_asked_for(tmp_path):
+    tiny_run.run(tmp_path, profile="3:4", stop_after=5)
+    assert list((tmp_path / "train/profile").rglob("*.xplane.pb"))
+    for wrong in ("3", "4:3", "0:2", "a:b", "3:4:5", "-1:4"):
+        with pytest.raises(UserError, match="give the first and the last step"):
+            profile.parse(wrong)
+    assert profile.parse(None) is None
+
+
+def test_saves_are_reported(whole, capsys):
+    for line in lines(whole, "save_seconds"):
+        assert line["step"] in (4, 8, 12)
+        assert line["save_bytes_per_second"] == pytest.approx(line["save_bytes"] / line["save_seconds"])
+        assert line["save_blocked_seconds"] > 0
+    assert len(lines(whole, "save_seconds")) == 3
