@@ -202,12 +202,13 @@ def plan_batches(
     seed: int = 0,
     mesh_model: int = 1,
     mesh_replica: int = 1,
+    microbatches: int = 1,
     shards: int | None = None,
 ) -> None:
     """Prints into what rows the batches of a run are packed, and how full these are; `train` finds the plan in the workdir.
 
     Args:
-      shards: data shards; None: those of this machine's mesh. All other arguments are those of `train`, bound there.
+      shards: data shards of the mesh; None: of this machine's. All other arguments are those of `train`, bound there.
     """
     from xretrieval import mesh as mesh_lib
     from xretrieval.data.plan import plan
@@ -215,7 +216,7 @@ def plan_batches(
     shards = shards or mesh_lib.batch_shards(mesh_lib.make_mesh(mesh_model, mesh_replica))
     lengths = [task.lengths() for task in data.tasks]
     cache = os.path.join(workdir, "packing.json")
-    print(plan(lengths, batch_size, seed, shards, num_steps, row_length, rows, max_segments, cache))
+    print(plan(lengths, batch_size, seed, shards * microbatches, num_steps, row_length, rows, max_segments, cache))
 
 
 def validation(mixture: Mixture, units_dir: str, split: str = "validation"):
