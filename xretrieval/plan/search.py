@@ -6,10 +6,10 @@ from typing import Any
 import jax
 
 from xretrieval.plan import programs
-from xretrieval.plan.report import Plan
+from xretrieval.plan.report import Plan, size
 
 _COMPILATIONS = 6
-_CLOSE = 1.03  # a batch that does not fit, so little above one that does, ends the search
+_CLOSE = 1.03  # a batch that fits ends the search where one so little larger does not, or where so little memory is left
 
 
 def largest(plan: Plan, mesh: jax.sharding.Mesh) -> dict[str, Any]:
@@ -32,6 +32,7 @@ def largest(plan: Plan, mesh: jax.sharding.Mesh) -> dict[str, Any]:
         used = _memory(programs.compile_traced(programs.trace_step(other, mesh), other, plan.topology, mesh))
         points[batch] = used
         tried.append((batch, used <= limit))
+        print(f"{batch:,} pairs: {size(used)} of {size(limit)} a device", flush=True)
     return {"largest": max((batch for batch, fits in tried if fits), default=None), "tried": tried}
 
 
@@ -41,8 +42,10 @@ def _memory(compiled: programs.Compiled) -> float:
 
 
 def _next(points: dict[int, float], fits: int, over: int | None, plan: Plan, limit: float, step: int) -> int | None:
-    """The next batch to compile, a multiple of `step`; None where the two sides are close."""
-    if over is not None and (over - fits <= step or (fits and over <= fits * _CLOSE)):
+    """The next batch to compile, a multiple of `step`; None where it could be little larger than the last that fits."""
+    if fits and (points[fits] * _CLOSE >= limit or (over is not None and over <= fits * _CLOSE)):
+        return None
+    if over is not None and over - fits <= step:
         return None
     base = plan.state.device
     if fits and over:
