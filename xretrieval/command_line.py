@@ -57,7 +57,7 @@ BINDING_FLAGS = {
     "train": ("profile",),
 }
 # Verbs that several processes run together.
-SEVERAL_PROCESSES = ("train",)
+SEVERAL_PROCESSES = ("train", "doctor")
 SET_HELP = "as --gin.KEY=VALUE, but a string needs no quotes; the last of both counts"
 VERBS = {
     "demo": ("the whole system on a small spoken corpus, from nothing", "xretrieval demo --workdir demo_run", ()),
@@ -118,6 +118,11 @@ VERBS = {
     "train": (
         "train, or go on training",
         "xretrieval train --gin_file=gin_configs/runs/polyglot.gin --gin.train.num_steps=200",
+        TRAIN,
+    ),
+    "doctor": (
+        "what would stop or spoil a run, before it starts",
+        "xretrieval doctor --gin_file=gin_configs/runs/polyglot.gin",
         TRAIN,
     ),
     "export": ("a checkpoint to a model directory", "xretrieval export --gin_file=gin_configs/runs/polyglot.gin", ("export",)),

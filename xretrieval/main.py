@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 
+from xretrieval import huge_pages
 from xretrieval.command_line import BINDING_FLAGS, BORROWS, COMMANDS, CONFIGURABLES, SET_HELP, SEVERAL_PROCESSES, VERBS, WRITES, usage
 from xretrieval.errors import Preempted, UserError
 from xretrieval.flags import add_flags
@@ -185,7 +186,7 @@ def _parameter(name: str):
 def main(argv: list[str] | None = None) -> int:
     """The console script; returns the exit code."""
     if argv is None and sys.argv[1:2] in (["demo"], ["train"]):
-        _use_huge_pages()
+        huge_pages.use()
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         return _main(argv) or 0
@@ -202,17 +203,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("xretrieval: stopped; what was finished is kept, and the same command goes on from there", file=sys.stderr)
         return 130
-
-
-def _use_huge_pages() -> None:
-    """Starts this process again with huge pages for malloc, a setting that glibc reads at the start only.
-
-    XLA:CPU asks for its buffers anew in every step: with pages of 4 KiB, 40 % of two cores went into the kernel, and a step took 1.3 times
-    as long.
-    """
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _without_gin(error: Exception) -> str:
@@ -250,6 +240,8 @@ def _main(argv: list[str]) -> int | None:
         from xretrieval.demo.run import run
 
         return run(arguments, run_verb)
+    if verb == "doctor":
+        return _doctor(arguments)
     if verb in COMMANDS:
         from xretrieval import commands
 
@@ -271,3 +263,35 @@ def _together(arguments: argparse.Namespace) -> contextlib.AbstractContextManage
 
     names = ("coordinator", "num_processes", "process_id", "initialization_timeout", "heartbeat_timeout")
     return distributed.session(**{name: getattr(arguments, name) for name in names})
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    """Checks what a run needs, on all its processes; 1 where something is wrong."""
+    from xretrieval import doctor
+
+    try:
+        with _together(arguments):
+            run = _run_file(arguments) if arguments.gin_file else None
+            return doctor.examine(run, arguments.initialization_timeout, arguments.heartbeat_timeout)
+    except UserError as error:
+        print(f"WRONG  start: {_without_gin(error)}")
+        return 1
+
+
+def _run_file(arguments: argparse.Namespace):
+    import gin
+
+    from xretrieval.doctor import Run
+
+    configure("doctor", arguments.gin_file, [], arguments.bindings)
+    defaults = inspect.signature(gin.get_configurable("train")).parameters
+
+    def bound(name: str):
+        with contextlib.suppress(ValueError):  # no binding
+            return _parameter(f"train.{name}")
+        return defaults[name].default
+
+    values = {name: bound(name) for name in ("workdir", "mesh_model", "mesh_replica", "batch_size", "keep_checkpoints")}
+    configs = {"tower": "TowerConfig", "optimizer": "OptimizerConfig", "trainable": "TrainableConfig"}
+    made = {field: gin.get_configurable(name)() for field, name in configs.items()}
+    return Run(**values, **made, data=gin.get_configurable("training_data"))

@@ -36,7 +36,13 @@ def started(count, task, folder, *settings, devices=1, variables=lambda process:
     try:
         for i in range(count):
             place = environment(i, count, port) if count > 1 else os.environ
-            own = {"PYTHONPATH": path, "JAX_NUM_CPU_DEVICES": str(devices), "JAX_COMPILATION_CACHE_DIR": "/tmp/dist_exp/cache", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", **variables(i)}
+            own = {
+                "PYTHONPATH": path,
+                "JAX_NUM_CPU_DEVICES": str(devices),
+                "JAX_COMPILATION_CACHE_DIR": "/tmp/dist_exp/cache",
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                **variables(i),
+            }
             with open(logs / f"{i}.out", "w") as out, open(logs / f"{i}.err", "w") as err:
                 command = [sys.executable, str(WORKER), task, str(folder), *settings]
                 running.append(subprocess.Popen(command, cwd=ROOT, env={**place, **own}, stdout=out, stderr=err))
