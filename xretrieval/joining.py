@@ -60,7 +60,7 @@ def join(
         local_device_ids=place.local_devices,
         cluster_detection_method="deactivate",
         initialization_timeout=initialization_timeout,
-        heartbeat_timeout_seconds=heartbeat_timeout,
+        heartbeat_timeout_seconds=heartbeat_timeout + max(10, heartbeat_timeout // 2),  # after the watch below, which says more
         coordinator_bind_address=place.coordinator if one_host else None,  # JAX would listen on every interface
     )
     return Watch(jax_distributed.global_state.client, place.me, names, heartbeat_timeout)

@@ -1,7 +1,7 @@
 """Watches over the processes of a run, so that none waits for one that is dead, stopped or has given up.
 
-JAX's coordination service notices a silent process too, and ends all others with a stack trace and that process' number. This watch is a little
-earlier, and names the process and its host; it is quick where a process fails and can still say so, or where process 0 dies, whose socket closes.
+JAX's coordination service notices a silent process too, and ends all others with a stack trace and that process' number. This watch is earlier,
+and names the process and its host; it is quick where a process fails and can still say so, or where process 0 dies, whose socket closes.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ class Watch:
 
     def __init__(self, client, me: int, names: list[str], timeout: float):
         self.client, self.me, self.names, self.timeout = client, me, names, timeout
-        self._period = timeout / 10  # a beat, a look at them, and a slice of the wait below: silence of 0.6 is found before 1.0
+        self._period = timeout / 10  # a beat, a look at them, and a slice of the wait below: silence of 0.8 is found before 1.0
         self._answered = time.monotonic()
         self._closing = threading.Event()
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._beat, self._listen)]
@@ -53,10 +53,10 @@ class Watch:
                 if beats[process] != beat:
                     beats[process], changed[process] = beat, now
             if self.me == 0:
-                silent = [i for i in changed if now - changed[i] > 0.6 * self.timeout]
+                silent = [i for i in changed if now - changed[i] > 0.8 * self.timeout]
                 if silent:
                     self.announce(
-                        f"there is no sign of life of {', '.join(self.names[i] for i in silent)} for {0.6 * self.timeout:.3g} s; its log says why"
+                        f"there is no sign of life of {', '.join(self.names[i] for i in silent)} for {0.8 * self.timeout:.3g} s; its log says why"
                     )
 
     def _listen(self) -> None:
@@ -69,8 +69,8 @@ class Watch:
                     return
                 if "DEADLINE_EXCEEDED" not in str(error):
                     self._end(f"{self.names[0]}, the coordinator, is gone; its log says why")
-                if time.monotonic() - self._answered > 0.6 * self.timeout:
-                    self._end(f"{self.names[0]}, the coordinator, has not answered for {0.6 * self.timeout:.3g} s; its log says why")
+                if time.monotonic() - self._answered > 0.8 * self.timeout:
+                    self._end(f"{self.names[0]}, the coordinator, has not answered for {0.8 * self.timeout:.3g} s; its log says why")
                 continue
             if message == _FINISHED or self._closing.wait(_GRACE):
                 return
