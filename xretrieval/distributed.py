@@ -119,32 +119,16 @@ def barrier(name: str, timeout: float = BARRIER_TIMEOUT) -> None:
         raise UserError(f"after {timeout:g} s at {name!r} there is still missing: {names}; its log says what holds it") from error
 
 
-def broadcast_int(name: str, value: int, timeout: float = BARRIER_TIMEOUT) -> int:
-    """Process 0's value, on every process; each calls it equally often with a name."""
-    if alone():
-        return value
-    key = f"xretrieval/int/{name}/{next(_calls[name])}"
-    if jax.process_index() == 0:
-        _client().key_value_set(key, str(value))
-        return value
-    try:
-        return int(_client().blocking_key_value_get(key, int(timeout * 1000)))
-    except jax.errors.JaxRuntimeError as error:
-        if "DEADLINE_EXCEEDED" not in str(error):
-            raise
-        raise UserError(f"after {timeout:g} s {name_of(0)} has not said {name!r}; its log says what holds it") from error
-
-
 def gather(name: str, text: str, timeout: float = BARRIER_TIMEOUT) -> list[str]:
     """What every process says, on every process, in their order; each calls it equally often with a name, from any thread."""
     if alone():
         return [text]
-    number, client, me = next(_calls[f"gather {name}"]), _client(), jax.process_index()
+    number, client, mine = next(_calls[f"gather {name}"]), _client(), me()
     key = f"xretrieval/gather/{name}/{number}"
-    client.key_value_set(f"{key}/{me}", text)
+    client.key_value_set(f"{key}/{mine}", text)
     barrier(f"gather {name} {number}", timeout)
     if number:  # all have read the texts of the call before this one
-        client.key_value_delete(f"xretrieval/gather/{name}/{number - 1}/{me}")
+        client.key_value_delete(f"xretrieval/gather/{name}/{number - 1}/{mine}")
     found = {int(path.rpartition("/")[2]): said for path, said in client.key_value_dir_get(key)}
     return [found[i] for i in range(len(found))]
 
@@ -153,13 +137,10 @@ def check_same(what: str, text: str, timeout: float = BARRIER_TIMEOUT) -> None:
     """UserError on every process, naming those that differ from the most, where `text` is not the same on all."""
     if alone():
         return
-    key, client = f"xretrieval/same/{what}/{next(_calls[what])}", _client()
-    client.key_value_set(f"{key}/{jax.process_index()}", hashlib.sha256(text.encode()).hexdigest())
-    barrier(f"same {what}", timeout)
-    found = {int(path.rpartition("/")[2]): digest for path, digest in client.key_value_dir_get(key)}
+    found = gather(f"same {what}", hashlib.sha256(text.encode()).hexdigest(), timeout)
     # Where two are equally frequent, process 0's counts.
-    usual = max(Counter(found.values()).items(), key=lambda item: (item[1], item[0] == found[0]))[0]
-    others = [name_of(i) for i in sorted(found) if found[i] != usual]
+    usual = max(Counter(found).items(), key=lambda item: (item[1], item[0] == found[0]))[0]
+    others = [name_of(i) for i, digest in enumerate(found) if digest != usual]
     if others:
         raise UserError(
             f"{', '.join(others)}: another {what} than the other {len(found) - len(others)} processes; give all the same files, flags and versions"

@@ -13,6 +13,8 @@ from small_run import ROOT
 
 from launch.local import environment, free_port
 
+# Compiling is most of what these tests do: half as long without LLVM's optimizations, which change no result here.
+FAST = "--xla_backend_optimization_level=0"
 WORKER = pathlib.Path(__file__).parent / "worker.py"
 
 

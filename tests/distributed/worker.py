@@ -4,16 +4,24 @@ Its place comes from the environment, as from `launch.local`. Nothing here impor
 """
 
 import ast
+import dataclasses
 import os
+import pathlib
+import signal
 import sys
+import threading
+import time
 
 import jax
 import numpy as np
 import runs
 
+from benchmarks import tiny_run
 from xretrieval import canary, distributed
 from xretrieval import mesh as mesh_lib
-from xretrieval.errors import UserError
+from xretrieval.errors import Preempted, UserError
+from xretrieval.evaluate.embed import embed_sequences
+from xretrieval.train import checkpoint, run
 from xretrieval.train import state as state_lib
 from xretrieval.train.loop import place
 from xretrieval.train.optimizer import OptimizerConfig, make_optimizer
@@ -51,19 +59,78 @@ def gradients(folder, meshes):
         np.savez(os.path.join(folder, "gradients.npz"), **saved)
 
 
-TASKS = {"gradients": gradients}
+def validate(config, params, compute):
+    """Embeddings of a fixed set that no batch divides evenly, summed up."""
+    sequences = [np.arange(1, 2 + i % 40, dtype=np.int32) for i in range(70)]
+    return {"validation/sum": float(embed_sequences(config, params, sequences, compute=compute).sum(dtype=np.float64))}
+
+
+def train(folder, pace=0.0, optimizer=None, **settings):
+    """`tiny_run` with validation; every step takes `pace` seconds at least."""
+    if pace:
+        before(run, "train_step", lambda: time.sleep(pace))
+    if optimizer:
+        settings["optimizer"] = OptimizerConfig(**optimizer)
+    if distributed.first():
+        tiny_run.data(pathlib.Path(folder) / "records")
+    distributed.barrier("records")
+    tiny_run.run(folder, validate=validate, tower=dataclasses.replace(tiny_run.TOWER, layers=1), **settings)
+
+
+def before(module, name, act, call=1):
+    """From now on `act` runs before every call of a function, from the `call`th on."""
+    function, calls = getattr(module, name), iter(range(1, 1_000_000))
+
+    def wrapped(*args, **kwargs):
+        if next(calls) >= call:
+            act()
+        return function(*args, **kwargs)
+
+    if hasattr(function, "lower"):
+        wrapped.lower = function.lower
+    setattr(module, name, wrapped)
+
+
+def arm(phase, action):
+    """A fault of this process: a signal to itself in the middle of a phase."""
+    once = iter([getattr(signal, f"SIG{action}")])
+
+    def fault():
+        for number in once:
+            os.kill(os.getpid(), number)
+
+    if phase == "initialise":
+        fault()
+    elif phase == "compile":  # which takes longer than this
+        before(run, "train_step", lambda: threading.Timer(0.2, fault).start())
+    elif phase == "step":
+        before(run, "train_step", fault, call=4)
+    elif phase == "save":  # between the writing and the commit
+        before(checkpoint.manifest_lib, "hashes", fault)
+    elif phase == "restore":
+        before(checkpoint, "_load", fault)
+    elif phase == "evaluate":
+        before(sys.modules["xretrieval.evaluate.embed"], "_embed_rows", fault, call=2)
+
+
+TASKS = {"gradients": gradients, "train": train}
 
 
 def main(task, folder, *settings):
     """The exit codes of the command line."""
     given = {name: ast.literal_eval(value) for name, _, value in (setting.partition("=") for setting in settings)}
     timeouts = {name: given.pop(name, default) for name, default in (("initialization_timeout", 60), ("heartbeat_timeout", 30))}
+    given |= ast.literal_eval(os.environ.get("OTHER", "{}"))
+    if "FAULT" in os.environ:
+        arm(*os.environ["FAULT"].split(":"))
     try:
         with distributed.session(**timeouts):
             TASKS[task](folder, **given)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    except Preempted:
+        return os.EX_TEMPFAIL
     except KeyboardInterrupt:
         return 130
     return 0

@@ -20,7 +20,8 @@ def place(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, ja
     """This host's shards of a packed batch onto its devices. Pair IDs keep their low 31 bits: a collision only hides one negative."""
     batch = {**batch, "pair_id": (batch["pair_id"] & 0x7FFFFFFF).astype(np.int32)}
     shardings = {1: mesh_lib.sharding(mesh, "batch"), 2: mesh_lib.sharding(mesh, "batch", None)}
-    return {name: jax.make_array_from_process_local_data(shardings[x.ndim], x) for name, x in batch.items()}
+    with jax.transfer_guard("allow"):  # over several processes this is a transfer without `device_put`
+        return {name: jax.make_array_from_process_local_data(shardings[x.ndim], x) for name, x in batch.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Steps:
                 if saving or measuring:
                     reporter.flush(write=True)  # a step that is saved is a step whose metrics are written
                 if self.measure is not None and measuring:
-                    with reporter.paused():
+                    with reporter.paused(), jax.transfer_guard("allow"):
                         reporter.writer.write(step, self.measure(state))
                 if saving:
                     with reporter.paused():

@@ -15,6 +15,7 @@ from xretrieval.progress import track
 from xretrieval.train import begin
 from xretrieval.train import profile as profile_lib
 from xretrieval.train import state as state_lib
+from xretrieval.train.agreement import check_agreement
 from xretrieval.train.checkpoint import Checkpoints
 from xretrieval.train.loop import Steps
 from xretrieval.train.loss import LossConfig
@@ -77,7 +78,7 @@ def train(
       profile: "10:15" traces steps 10 to 15 into the workdir's `profile`.
 
     Raises:
-      UserError: the workdir belongs to other data, its checkpoints are damaged, an example is longer than a row, a step needs more than `rows`,
+      UserError: the processes of the run differ, the workdir belongs to other data, its checkpoints are damaged, an example is longer than a row, a step needs more than `rows`,
         too many steps were not finite, or a checkpoint could not be saved.
       Preempted: after saving, where SIGTERM asked to stop.
       KeyboardInterrupt: after saving, where Ctrl-C did.
@@ -93,6 +94,7 @@ def train(
     step_config = StepConfig(config, compute, loss, pipeline.shape.num_segments, trainable.lora_scale, microbatches)
     with jax.set_mesh(mesh), Checkpoints(workdir, identity, keep_checkpoints) as checkpoints:
         begin.describe(step_config, pipeline, mesh)
+        check_agreement(identity, step_config, tx, trainable, pipeline.shape, batch_size)
         state, start, skipped = begin.initial_state(checkpoints, step_config, tx, num_steps, seed, trainable, init_from, unit_init, data)
         end = num_steps if stop_after is None else min(num_steps, start + stop_after)
         throughput, rates = Throughput.of(config, state, pipeline.schedule, mesh), learning_rates(optimizer, num_steps)

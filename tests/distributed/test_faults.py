@@ -1,0 +1,50 @@
+"""One process of four is killed or stopped, or is another run's: the others end in time, and say which one it was."""
+
+import processes
+import pytest
+
+TIMEOUT = 10  # seconds of silence
+ARRIVAL = 30  # seconds until all have come
+FAULTS = [(phase, action) for phase in ("initialise", "compile", "step", "save", "restore", "evaluate") for action in ("KILL", "STOP")]
+QUICK = [("step", "KILL"), ("save", "STOP")]
+SETTINGS = ("num_steps=12", "checkpoint_every=4", f"heartbeat_timeout={TIMEOUT}", f"initialization_timeout={ARRIVAL}")
+
+
+def check(folder, phase, action, victim=1):
+    if phase == "restore":
+        assert processes.codes(processes.run(4, "train", folder, *SETTINGS, "stop_after=4")) == [0] * 4
+    only = {"variables": lambda process: {"FAULT": f"{phase}:{action}"} if process == victim else {}}
+    found = processes.run(4, "train", folder, *SETTINGS, **only)
+    assert found[victim].code == (-9 if action == "KILL" else None)
+    others = [one for i, one in enumerate(found) if i != victim]
+    assert all(one.code not in (0, 75, None) for one in others), processes.codes(found)
+    for one in others:
+        # Where the coordinator dies, JAX may end a process before its watch can speak; the first line of its log says who that was.
+        assert f"process {victim}" in one.err or (victim == 0 and "leader task" in one.err and "the coordinator is process 0" in one.out), (
+            one.err
+        )
+    # Within the time limit, and what a loaded machine takes to notice.
+    assert max(one.seconds for one in others) - found[victim].seconds < (ARRIVAL if phase == "initialise" else TIMEOUT) + 10
+
+
+@pytest.mark.parametrize("phase, action", QUICK)
+def test_a_lost_process_ends_the_others_with_its_name(tmp_path, phase, action):
+    check(tmp_path, phase, action)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("phase, action", FAULTS)
+def test_every_phase(tmp_path, phase, action, victim):
+    check(tmp_path, phase, action, victim)
+
+
+@pytest.mark.parametrize(
+    "other, what", [({"seed": 1}, "data, tower, seed or start"), ({"optimizer": {"learning_rate": 2e-3}}, "train step")]
+)
+def test_another_config_on_one_process_is_refused_before_the_first_step(tmp_path, other, what):
+    only = {"variables": lambda process: {"OTHER": repr(other)} if process == 2 else {}}
+    found = processes.run(4, "train", tmp_path, *SETTINGS, **only)
+    assert processes.codes(found) == [2] * 4, found[0].err
+    assert all("process 2 on" in one.err and f"another {what} than the other 3 processes" in one.err for one in found)
+    assert not (tmp_path / "train/metrics.jsonl").exists()
