@@ -18,7 +18,7 @@ from orbax.checkpoint import v1 as ocp
 from xretrieval.corpora import shards
 from xretrieval.data import records
 from xretrieval.data.pipeline import TaskData
-from xretrieval.errors import Preempted, UserError
+from xretrieval.errors import Preempted, UserError, read_json
 from xretrieval.model.tower import TowerConfig
 from xretrieval.train import checkpoint
 from xretrieval.train.begin import TrainingData
@@ -36,14 +36,14 @@ SETTINGS = {
 }
 
 
-def data(folder: pathlib.Path, examples: int = 200) -> TrainingData:
-    """Token records of two tasks, written once."""
+def data(folder: pathlib.Path, examples: int = 200, longest: tuple[int, int] = (11, 11)) -> TrainingData:
+    """Token records of two tasks, written once; `longest` are the tokens of the longest inputs and targets."""
     tasks = []
     for number, name in enumerate(("speech", "text")):
         directory = folder / name
         if not (directory / "records.json").exists():
             rng = np.random.default_rng(number)
-            pairs = [[rng.integers(10, 60, rng.integers(1, 12)).astype(np.int32) for _ in "lr"] for _ in range(examples)]
+            pairs = [[rng.integers(10, 60, rng.integers(1, most + 1)).astype(np.int32) for most in longest] for _ in range(examples)]
             directory.mkdir(parents=True, exist_ok=True)
             shards.commit_shard(str(directory), 0, 1, "key", [records.pack(*pair, i) for i, pair in enumerate(pairs)], {})
             records.write_index(str(directory), "key", [examples], np.array([[len(side) for side in pair] for pair in pairs]))
@@ -53,6 +53,11 @@ def data(folder: pathlib.Path, examples: int = 200) -> TrainingData:
         tasks.append(TaskData(name, 2.0 - number, records.TaskRecords(directory), frames[0], drop_rate=drop, **neutral))
     identity = {"vocabulary": "v", "unit_tokenizer": "u", "records": {task.name: task.records.key for task in tasks}}
     return TrainingData(tasks, 50, 14, identity, np.zeros((14, 4), np.float32))
+
+
+def tower(folder: pathlib.Path) -> TowerConfig:
+    """Of a run in that folder, as its `run.json` has it."""
+    return TowerConfig(**read_json(folder / "train/run.json")["tower"])
 
 
 def run(folder, **settings) -> int:
