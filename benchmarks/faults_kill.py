@@ -70,6 +70,7 @@ def sweep(folder: pathlib.Path, kills: int, seed: int = 0) -> Found:
         shutil.rmtree(folder / "killed/train")
 
     while found.kills < kills:
+        again = found.kills > found.resumed
         process = start(folder / "killed", cache)
         before = set(saves_under_way(folder / "killed"))  # of the life before; this one removes them
         while process.poll() is None and not set(saves_under_way(folder / "killed")) - before:
@@ -79,6 +80,8 @@ def sweep(folder: pathlib.Path, kills: int, seed: int = 0) -> Found:
         if process.poll() is not None:
             digest = end(process)
             check()
+        found.resumed += again  # it came to a new save, or to its end
+        if process.returncode is not None:
             continue
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
@@ -86,5 +89,5 @@ def sweep(folder: pathlib.Path, kills: int, seed: int = 0) -> Found:
         found.in_a_save += bool(saves_under_way(folder / "killed"))
     digest = end(start(folder / "killed", cache))
     check()
-    found.resumed = found.kills
+    found.resumed += 1
     return found
