@@ -17,7 +17,7 @@ from xretrieval.model.tower import TowerConfig
 from xretrieval.train import checkpoint, profile, run
 from xretrieval.train.loss import LossConfig
 from xretrieval.train.optimizer import OptimizerConfig, learning_rates, schedule
-from xretrieval.train.throughput import ModelFlops
+from xretrieval.train.throughput import ModelFlops, Throughput
 
 
 def lines(folder, name="loss"):
@@ -238,6 +238,10 @@ def test_rates_and_flops_add_up(whole):
         assert line["pairs_per_second"] * line["step_seconds"] == pytest.approx(16)
         assert line["steps_per_second"] * line["step_seconds"] == pytest.approx(1)
         assert "mfu" not in line, "nobody knows what this CPU can do"
+    rates = Throughput(pipeline.schedule, ModelFlops(tiny_run.TOWER, 1000, 0), peak=4e9).rates(after=3, step=5, seconds=0.5)
+    assert rates["mfu"] == pytest.approx(rates["model_flops_per_second"] / 4e9)
+    flops = [ModelFlops(tiny_run.TOWER, 1000, 0).step(pipeline.schedule.step(index)[1]) for index in (3, 4)]
+    assert rates["model_flops_per_second"] == pytest.approx(sum(flops) / 0.5)
     assert {
         "softmax",
         "spread_out",

@@ -60,7 +60,7 @@ class Steps:
                 if saving or measuring:
                     reporter.flush(write=True)  # a step that is saved is a step whose metrics are written
                 if self.measure is not None and measuring:
-                    with reporter.paused(), jax.transfer_guard("allow"):
+                    with reporter.paused():
                         reporter.writer.write(step, self.measure(state))
                 if saving:
                     with reporter.paused():

@@ -78,8 +78,8 @@ def train(
       profile: "10:15" traces steps 10 to 15 into the workdir's `profile`.
 
     Raises:
-      UserError: the processes of the run differ, the workdir belongs to other data, its checkpoints are damaged, an example is longer than a row, a step needs more than `rows`,
-        too many steps were not finite, or a checkpoint could not be saved.
+      UserError: the processes of the run differ, the workdir belongs to other data, its checkpoints are damaged, an example is longer than a row, a
+        step needs more than `rows`, too many steps were not finite, or a checkpoint could not be saved.
       Preempted: after saving, where SIGTERM asked to stop.
       KeyboardInterrupt: after saving, where Ctrl-C did.
     """
