@@ -55,7 +55,7 @@ def started(count, task, folder, *settings, devices=1, variables=lambda process:
             process.wait()
 
 
-def ended(running, folder, timeout=120):
+def ended(running, folder, timeout=300):
     """Waits for all but those that are stopped by a signal."""
     begun, found = time.monotonic(), {}
     while len(found) < len(running):
@@ -73,7 +73,7 @@ def _stopped(pid):
         return file.read().rpartition(")")[2].split()[0] in "Tt"
 
 
-def run(count, task, folder, *settings, timeout=120, **how):
+def run(count, task, folder, *settings, timeout=300, **how):
     """Processes from start to end."""
     with started(count, task, folder, *settings, **how) as running:
         return ended(running, folder, timeout)

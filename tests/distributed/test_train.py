@@ -1,6 +1,7 @@
-"""The training loop on four processes: one run, stopped, resumed, and gone on with on fewer."""
+"""The training loop on several processes: one run, stopped, resumed, and gone on with on fewer."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -21,12 +22,21 @@ STEPS = 40
 SETTINGS = (f"num_steps={STEPS}", "checkpoint_every=10", "keep_checkpoints=9")
 
 
+# Of compiling, four processes have four times as much: the same tests on two are quick enough for every day.
+COUNTS = [2, pytest.param(4, marks=pytest.mark.slow)]
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The folder of a run of four processes that nothing disturbed."""
-    folder = tmp_path_factory.mktemp("whole")
-    found = processes.run(4, "train", folder, *SETTINGS)
-    assert processes.codes(found) == [0] * 4, found[0].err
+def undisturbed(tmp_path_factory):
+    """A function from a number of processes to the folder of a run that nothing disturbed."""
+
+    @functools.cache
+    def folder(count):
+        made = tmp_path_factory.mktemp(f"undisturbed{count}")
+        found = processes.run(count, "train", made, *SETTINGS)
+        assert processes.codes(found) == [0] * count, found[0].err
+        return made
+
     return folder
 
 
@@ -58,30 +68,35 @@ def state(folder, step):
     return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(restored)}
 
 
-def test_one_process_speaks_and_all_have_one_validation(whole):
-    assert sorted(metrics(whole)) == list(range(1, STEPS + 1))
-    lines = [line for line in (whole / "train/metrics.jsonl").read_text().splitlines() if "validation/sum" in line]
+@pytest.mark.parametrize("count", COUNTS)
+def test_one_process_speaks_and_all_have_one_validation(undisturbed, count):
+    folder = undisturbed(count)
+    assert sorted(metrics(folder)) == list(range(1, STEPS + 1))
+    lines = [line for line in (folder / "train/metrics.jsonl").read_text().splitlines() if "validation/sum" in line]
     assert len(lines) == 1
-    said = ["pairs a step in" in (whole / f"logs/{i}.out").read_text() for i in range(4)]
-    assert said == [True, False, False, False]
+    said = ["pairs a step in" in (folder / f"logs/{i}.out").read_text() for i in range(count)]
+    assert said == [True, *[False] * (count - 1)]
 
 
-def test_sigterm_to_one_of_four_saves_one_step_and_the_run_goes_on_bitwise(whole, tmp_path):
-    fault = {"variables": lambda process: {"FAULT": "step:TERM"} if process == 2 else {}}
-    found = processes.run(4, "train", tmp_path, *SETTINGS, "pace=0.1", **fault)
-    assert processes.codes(found) == [75] * 4, found[0].err
+@pytest.mark.parametrize("count", COUNTS)
+def test_sigterm_to_one_process_saves_one_step_on_all_and_the_run_goes_on_bitwise(undisturbed, tmp_path, count):
+    fault = {"variables": lambda process: {"FAULT": "step:TERM"} if process == count - 1 else {}}
+    found = processes.run(count, "train", tmp_path, *SETTINGS, "pace=0.1", **fault)
+    assert processes.codes(found) == [75] * count, found[0].err
     stopped = checkpoint.steps(tmp_path / "train")[-1]
     assert 3 < stopped < STEPS
     assert max(metrics(tmp_path)) == stopped
-    assert processes.codes(processes.run(4, "train", tmp_path, *SETTINGS)) == [0] * 4
-    assert metrics(tmp_path) == metrics(whole)
-    found, expected = state(tmp_path, STEPS), state(whole, STEPS)
+    assert processes.codes(processes.run(count, "train", tmp_path, *SETTINGS)) == [0] * count
+    assert metrics(tmp_path) == metrics(undisturbed(count))
+    found, expected = state(tmp_path, STEPS), state(undisturbed(count), STEPS)
     assert found.keys() == expected.keys()
     assert all((found[name] == expected[name]).all() for name in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count, devices", [(2, 2), (1, 1)])
-def test_fewer_processes_go_on_with_the_same_batches(whole, tmp_path, count, devices):
+def test_fewer_processes_go_on_with_the_same_batches(undisturbed, tmp_path, count, devices):
+    whole = undisturbed(4)
     folder = copied(whole, tmp_path / "run", 30)
     found = processes.run(count, "train", folder, *SETTINGS, devices=devices)
     assert processes.codes(found) == [0] * count, found[0].err

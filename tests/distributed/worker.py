@@ -21,42 +21,37 @@ from xretrieval import canary, distributed
 from xretrieval import mesh as mesh_lib
 from xretrieval.errors import Preempted, UserError
 from xretrieval.evaluate.embed import embed_sequences
+from xretrieval.model.tower import init
 from xretrieval.train import checkpoint, run
-from xretrieval.train import state as state_lib
 from xretrieval.train.loop import place
-from xretrieval.train.optimizer import OptimizerConfig, make_optimizer
+from xretrieval.train.optimizer import OptimizerConfig
 from xretrieval.train.step import LossConfig, StepConfig, loss_fn
-from xretrieval.train.trainable import TrainableConfig
 
 
 def _whole(x):
     return jax.reshard(x, jax.P(*[None] * x.ndim))
 
 
-def gradients(folder, meshes):
-    """Loss and gradients of one batch on meshes of (model, order of the devices), whole, by process 0 into `gradients.npz`."""
-    config = StepConfig(runs.CONFIG, runs.ComputeConfig(), LossConfig(), runs.SHAPE.num_segments)
-    saved = {}
-    for number, (model, order) in enumerate(meshes):
-        mesh = mesh_lib.make_mesh(model, 1, [jax.devices()[i] for i in order])
-        with jax.set_mesh(mesh):
-            canary.check_reduce_scatter(4 << 20)
-            state = state_lib.create(runs.CONFIG, make_optimizer(OptimizerConfig(), 10), 20.0, 0, TrainableConfig())
-            whole = runs.batch(mesh_lib.batch_shards(mesh))
-            held = mesh_lib.local_shards(mesh)
-            here = {name: np.concatenate([np.split(x, mesh_lib.batch_shards(mesh))[s] for s in held]) for name, x in whole.items()}
+def gradients(folder, mesh):
+    """Loss and gradients of one batch on a mesh of (model, order of the devices), whole, by process 0 into `gradients.npz`."""
+    tower, (model, order) = dataclasses.replace(runs.CONFIG, layers=1), mesh
+    config = StepConfig(tower, runs.ComputeConfig(), LossConfig(), runs.SHAPE.num_segments)
+    mesh = mesh_lib.make_mesh(model, 1, [jax.devices()[i] for i in order])
 
-            @jax.jit
-            def one(params, frozen, batch):
-                (loss, _), found = jax.value_and_grad(loss_fn, has_aux=True)(params, frozen, batch, config)
-                return jax.tree.map(_whole, (loss, found))
+    @jax.jit
+    def one(params, batch):
+        (loss, _), found = jax.value_and_grad(loss_fn, has_aux=True)(params, {}, batch, config)
+        return jax.tree.map(_whole, {"loss": loss, "log_logit_scale": found["log_logit_scale"], **found["tower"]})
 
-            loss, found = one(state.params, state.frozen, place(here, mesh))
-        saved[f"{number}/loss"] = np.asarray(loss)
-        saved |= {f"{number}/{name}": np.asarray(x) for name, x in found["tower"].items()}
-        saved[f"{number}/log_logit_scale"] = np.asarray(found["log_logit_scale"])
+    with jax.set_mesh(mesh):
+        canary.check_reduce_scatter(4 << 20)
+        shards = mesh_lib.batch_shards(mesh)
+        here = {
+            name: np.concatenate([np.split(x, shards)[s] for s in mesh_lib.local_shards(mesh)]) for name, x in runs.batch(shards).items()
+        }
+        found = one({"tower": init(tower, 0), "log_logit_scale": np.float32(np.log(20))}, place(here, mesh))
     if distributed.first():
-        np.savez(os.path.join(folder, "gradients.npz"), **saved)
+        np.savez(os.path.join(folder, "gradients.npz"), **{name: np.asarray(x) for name, x in found.items()})
 
 
 def validate(config, params, compute):
