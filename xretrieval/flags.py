@@ -1,15 +1,61 @@
 """The flags of each verb, beside the settings of those that read a gin file."""
 
 import argparse
+import ast
+import re
 from collections.abc import Callable
 
-from xretrieval.command_line import CORPORA, SEVERAL_PROCESSES, VERBS
+from xretrieval.command_line import BINDING_FLAGS, CORPORA, SET_HELP, SEVERAL_PROCESSES, VERBS
+from xretrieval.errors import UserError
 
 Add = Callable[..., argparse.Action]
 
 
-def add_flags(parser: argparse.ArgumentParser, verb: str) -> None:
-    """The flags of a verb."""
+def parse(verb: str, argv: list[str]) -> argparse.Namespace:
+    """The arguments of a verb; `bindings` are what flags, `--set` and `--gin` bind, in the order of the command line: the last one wins.
+
+    Raises:
+      UserError: a flag that the verb does not know.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"xretrieval {verb}",
+        description=VERBS[verb][0],
+        epilog=f"example: {VERBS[verb][1]}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_flags(parser, verb)
+    flags = argv[len(verb.split()) :]
+    if VERBS[verb][2]:
+        parser.add_argument("--set", dest="bindings", action="append", default=[], type=binding, metavar="KEY=VALUE", help=SET_HELP)
+        parser.add_argument("--gin", dest="bindings", action="append", default=[], help=argparse.SUPPRESS)
+        flags = [re.sub(r"^--gin\.", "--gin=", flag) for flag in flags]
+    arguments, unknown = parser.parse_known_args(flags)
+    if verb == "units extract" and any(re.match("--runner(=|$)", flag) for flag in unknown):
+        # With a runner named, what is not ours is Beam's, which says what it does not know.
+        arguments.bindings.append(f"extract_units.beam_flags={tuple(unknown)!r}")
+        unknown = []
+    if unknown:
+        raise UserError(f"{unknown[0]}: `xretrieval {verb}` does not know this; see `xretrieval {verb} --help`")
+    given = {name: getattr(arguments, name) for name in BINDING_FLAGS.get(verb, ())}
+    if given:
+        arguments.bindings += [f"{VERBS[verb][2][0]}.{name}={value!r}" for name, value in given.items() if value is not None]
+    return arguments
+
+
+def binding(item: str) -> str:
+    """`--set key=value`: the value as gin reads it, or a string where gin would want quotes."""
+    key, equals, value = item.partition("=")
+    if not equals:
+        raise UserError(f"--set {item}: write key=value")
+    try:
+        ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        value = value if value.startswith(("@", "%")) else repr(value)
+    return f"{key}={value}"
+
+
+def _add_flags(parser: argparse.ArgumentParser, verb: str) -> None:
     if VERBS[verb][2]:
         parser.add_argument("--gin_file", action="append", default=[], metavar="FILE", help="a gin file; may be given several times")
     if verb in _FLAGS:

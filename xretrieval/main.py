@@ -13,9 +13,9 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from xretrieval import huge_pages
-from xretrieval.command_line import BINDING_FLAGS, BORROWS, COMMANDS, CONFIGURABLES, SET_HELP, SEVERAL_PROCESSES, VERBS, WRITES, usage
+from xretrieval.command_line import BORROWS, COMMANDS, CONFIGURABLES, SEVERAL_PROCESSES, VERBS, WRITES, usage
 from xretrieval.errors import Preempted, UserError
-from xretrieval.flags import add_flags
+from xretrieval.flags import binding, parse
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -67,7 +67,7 @@ def configure(verb: str, gin_files: list[str], settings: list[str], bindings: li
             # A dataclass or function keeps its own name in Python and has a short one in gin.
             gin.external_configurable(getattr(importlib.import_module(module), function), name)
     gin.add_config_file_search_path(str(ROOT))
-    overrides = [_binding(item) for item in settings] + bindings
+    overrides = [binding(item) for item in settings] + bindings
     for item in overrides:
         name = item.split("=")[0].split(".")[0].strip()
         if "." in item.split("=")[0] and name not in CONFIGURABLES:
@@ -120,20 +120,6 @@ def _macros(files: Sequence[pathlib.Path]) -> list[str]:
         included = [ROOT / name for name in re.findall(r"^include ['\"](.+)['\"]", text, re.M)]
         found += [*re.findall(r"^(\w+) *=", text, re.M), *_macros(included)]
     return found
-
-
-def _binding(item: str) -> str:
-    """`--set key=value`: the value as gin reads it, or a string where gin would want quotes."""
-    import ast
-
-    key, equals, value = item.partition("=")
-    if not equals:
-        raise UserError(f"--set {item}: write key=value")
-    try:
-        ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        value = value if value.startswith(("@", "%")) else repr(value)
-    return f"{key}={value}"
 
 
 def _explain(message: str, own: tuple[str, ...]) -> str:
@@ -189,72 +175,46 @@ def main(argv: list[str] | None = None) -> int:
         huge_pages.use()
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _main(argv) or 0
-    except UserError as error:
-        print(f"xretrieval: {_without_gin(error)}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        # What the system refuses (space, permission, a file gone) is the user's to mend, wherever it is met.
-        print(f"xretrieval: {_without_gin(error)}; mend that and run the same command: what was finished is kept", file=sys.stderr)
-        return 2
-    except Preempted as error:
-        print(f"xretrieval: {_without_gin(error)}", file=sys.stderr)
-        return os.EX_TEMPFAIL
-    except KeyboardInterrupt:
+        verb = next((name for name in (" ".join(argv[:2]), " ".join(argv[:1])) if name in VERBS), None)
+        if verb is None:
+            return usage(argv)
+        arguments = parse(verb, argv)
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        if verb == "demo":
+            from xretrieval.demo.run import run
+
+            return run(arguments, run_verb) or 0
+        if verb == "doctor":
+            return _doctor(arguments)
+        if verb in COMMANDS:
+            from xretrieval import commands
+
+            return getattr(commands, COMMANDS[verb])(arguments) or 0
+        if verb == "plan":
+            from xretrieval.plan import topology
+
+            topology.use_compiler_alone()
+        with _together(arguments) if verb in SEVERAL_PROCESSES else contextlib.nullcontext():
+            result = run_verb(verb, arguments.gin_file, [], arguments.bindings)
+        return result if verb == "plan" else 0
+    except (UserError, OSError, Preempted, KeyboardInterrupt) as error:
+        return _told(error)
+
+
+def _told(error: BaseException) -> int:
+    """Says in one line what ended a verb; the exit code that goes with it."""
+    if isinstance(error, KeyboardInterrupt):
         print("xretrieval: stopped; what was finished is kept, and the same command goes on from there", file=sys.stderr)
         return 130
+    # What the system refuses (space, permission, a file gone) is the user's to mend, wherever it is met.
+    end = "; mend that and run the same command: what was finished is kept" if isinstance(error, OSError) else ""
+    print(f"xretrieval: {_without_gin(error)}{end}", file=sys.stderr)
+    return os.EX_TEMPFAIL if isinstance(error, Preempted) else 2
 
 
-def _without_gin(error: Exception) -> str:
+def _without_gin(error: BaseException) -> str:
     """The message; gin adds to it in which of its configurables it rose."""
     return str(error).partition("\n  In call to configurable")[0]
-
-
-def _main(argv: list[str]) -> int | None:
-    verb = next((name for name in (" ".join(argv[:2]), " ".join(argv[:1])) if name in VERBS), None)
-    if verb is None:
-        return usage(argv)
-    parser = argparse.ArgumentParser(
-        prog=f"xretrieval {verb}",
-        description=VERBS[verb][0],
-        epilog=f"example: {VERBS[verb][1]}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add_flags(parser, verb)
-    flags = argv[len(verb.split()) :]
-    if VERBS[verb][2]:
-        # In one list, in the order of the command line: the last one wins.
-        parser.add_argument("--set", dest="bindings", action="append", default=[], type=_binding, metavar="KEY=VALUE", help=SET_HELP)
-        parser.add_argument("--gin", dest="bindings", action="append", default=[], help=argparse.SUPPRESS)
-        flags = [re.sub(r"^--gin\.", "--gin=", flag) for flag in flags]
-    arguments, unknown = parser.parse_known_args(flags)
-    if verb == "units extract" and any(re.match("--runner(=|$)", flag) for flag in unknown):
-        # With a runner named, what is not ours is Beam's, which says what it does not know.
-        arguments.bindings.append(f"extract_units.beam_flags={tuple(unknown)!r}")
-        unknown = []
-    if unknown:
-        raise UserError(f"{unknown[0]}: `xretrieval {verb}` does not know this; see `xretrieval {verb} --help`")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if verb == "demo":
-        from xretrieval.demo.run import run
-
-        return run(arguments, run_verb)
-    if verb == "doctor":
-        return _doctor(arguments)
-    if verb in COMMANDS:
-        from xretrieval import commands
-
-        return getattr(commands, COMMANDS[verb])(arguments)
-    if verb == "plan":
-        from xretrieval.plan import topology
-
-        topology.use_compiler_alone()
-    given = {name: getattr(arguments, name) for name in BINDING_FLAGS.get(verb, ())}
-    flagged = [f"{VERBS[verb][2][0]}.{name}={value!r}" for name, value in given.items() if value is not None]
-    with _together(arguments) if verb in SEVERAL_PROCESSES else contextlib.nullcontext():
-        result = run_verb(verb, arguments.gin_file, [], [*arguments.bindings, *flagged])
-    return result if verb == "plan" else 0
 
 
 def _together(arguments: argparse.Namespace) -> contextlib.AbstractContextManager[None]:

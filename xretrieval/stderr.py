@@ -1,4 +1,4 @@
-"""Where stderr goes, for libraries that print past Python: their C++ and the processes that they start write to file descriptor 2."""
+"""Where stderr goes, for libraries that print past Python: their C++ and the processes that they start write to file descriptor 2, or raise where nobody hears."""
 
 import contextlib
 import os
@@ -18,3 +18,14 @@ def redirected(path: str | os.PathLike = os.devnull) -> Iterator[int]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def pass_over(message: str) -> None:
+    """Of the exceptions that a library's threads can raise nowhere, which Python prints, those with this message are not printed any more."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        if str(unraisable.exc_value) != message:
+            before(unraisable)
+
+    sys.unraisablehook = hook

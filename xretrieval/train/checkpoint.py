@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from xretrieval import distributed
+from xretrieval import distributed, stderr
 from xretrieval.errors import UserError
 from xretrieval.train import manifest as manifest_lib
 from xretrieval.train.manifest import Damaged, Manifest
@@ -30,6 +30,8 @@ from xretrieval.train.state import TrainState
 
 # Orbax' threads log a traceback each of what a failed save raises here.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+# And what the writes say, each with a traceback, that Orbax no longer waits for once one has failed.
+stderr.pass_over("Event loop is closed")
 
 
 def _root(workdir: str | os.PathLike) -> pathlib.Path:
