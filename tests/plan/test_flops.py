@@ -144,7 +144,7 @@ def test_the_train_step_against_its_formula(microbatches):
         Shape(length, rows, segments),
         microbatches,
     )
-    found = flops.count(programs.trace_step(run, mesh).jaxpr, run.tiles)
+    found = flops.count(programs.trace_step(run, mesh).jaxpr, run.tiles(mesh))
     tokens, rows = 4 * length, 4
     weights = tower.layers * tower.width * (2 * tower.heads * 128 + 2 * tower.kv_heads * 128 + 3 * tower.mlp_hidden)
     # Microbatches run the tower once more for the backward pass: its forward products, 2 a weight, and attention's, 2 of 11.

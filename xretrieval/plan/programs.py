@@ -43,11 +43,10 @@ class Run:
     shape: Shape
     microbatches: int
 
-    @property
-    def tiles(self) -> flops.Tiles:
-        """How attention cuts a row, where it is a Pallas kernel."""
-        side = min(self.compute.block, self.shape.row_length)
-        return flops.Tiles(self.shape.row_length // side, self.tower.heads, self.tower.causal)
+    def tiles(self, mesh: jax.sharding.Mesh) -> flops.Tiles:
+        """How attention cuts a row, where it is a Pallas kernel; heads are split over `model`."""
+        side, length = min(self.compute.block, self.shape.row_length), self.shape.row_length
+        return flops.Tiles(length // side, max(1, self.tower.heads // mesh.shape["model"]), self.tower.causal)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +146,7 @@ def compile_traced(traced: Any, run: Run, topology: Topology, mesh: jax.sharding
       Exception: the compiler's own, where it is about anything but memory.
     """
     begun = time.monotonic()
-    count = flops.count(traced.jaxpr, run.tiles)
+    count = flops.count(traced.jaxpr, run.tiles(mesh))
     with jax.set_mesh(mesh):
         lowered = traced.lower()
     try:
