@@ -157,12 +157,14 @@ def _system() -> list[str]:
 def _examine_run(doctor: Doctor, run: Run) -> Any:
     """Returns the mesh of the run, or None where there is none."""
     from xretrieval import mesh as mesh_lib
+    from xretrieval.model.tower import check_mesh
 
     mesh = data = None
     with doctor.check("workdir") as found:
         found.append(_workdir(run.workdir))
     with doctor.check("mesh") as found:
         mesh = mesh_lib.make_mesh(run.mesh_model, run.mesh_replica)
+        check_mesh(run.tower, mesh)
         mesh_lib.check_batch(run.batch_size, mesh)
         axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
         found.append(f"{axes}, {run.batch_size // mesh_lib.batch_shards(mesh)} pairs a data shard")

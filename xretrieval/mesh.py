@@ -10,36 +10,45 @@ from xretrieval.errors import UserError
 
 AXES = ("replica", "data", "model")
 
-# `replica` crosses slices, `data` splits the batch and the parameters, `model` splits vocabulary and heads.
+# `replica` crosses slices and repeats the parameters; `data` splits the batch and the parameters; `model` splits what is inside a layer (tensor
+# parallelism) and the vocabulary. Moments and gradients are split as their parameters: tests/train/test_sharding.py holds every one.
 RULES: dict[str, str | tuple[str, ...] | None] = {
+    # of activations
     "batch": ("replica", "data"),
-    "vocab": ("model", "data"),
-    "embed": "data",
     "heads": "model",
-    "mlp": "model",
+    # of parameters: rows of tables, the side of a layer's matrices that is not the width, what has no other side than the width
+    "vocab": ("model", "data"),
+    "features": ("model", "data"),
+    "embed": "data",
 }
 
 
 def make_mesh(model: int = 1, replica: int = 1, devices=None) -> Mesh:
     """An Explicit mesh over all devices (or `devices`); `data` takes what `replica` x `model` leaves.
 
-    Slices of TPUs lie along `replica` alone, so that the other axes stay on the links between chips.
+    Slices of TPUs lie along `replica` alone: what goes over `data` and `model` stays on the links between chips.
+
+    Raises:
+      UserError: a size that is no whole number, or that does not divide the devices; `replica` is no multiple of the slices.
     """
     devices = jax.devices() if devices is None else devices
+    for name, size in (("mesh_model", model), ("mesh_replica", replica)):
+        if not isinstance(size, int) or size < 1:
+            raise UserError(f"train.{name} = {size!r}: give a whole number, 1 or more")
     if len(devices) % (model * replica):
         raise UserError(
-            f"a mesh of replica={replica} x model={model} does not divide {len(devices)} devices; change train.mesh_model or train.mesh_replica"
+            f"train.mesh_replica = {replica} x train.mesh_model = {model} does not divide {len(devices)} devices; change one of them"
         )
-    shape = (replica, len(devices) // (model * replica), model)
-    slices = len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"})
-    if replica % max(slices, 1):
-        raise UserError(f"{slices} slices and a mesh of replica={replica}: set train.mesh_replica to a multiple of {slices}")
-    # An axis of the mesh may be a part of one of the torus, as model=2 of 4; `jax.make_mesh` takes that on v5e alone.
+    # Only TPUs come in slices; where there is one alone, its devices may not say so.
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
+    if replica % slices:
+        raise UserError(f"train.mesh_replica = {replica} is no multiple of the {slices} slices; set it to {slices}")
+    inside = (replica // slices, len(devices) // (model * replica), model)
+    # An axis of the mesh may be a part of one of the torus, as model=2 of 4.
     if slices > 1:
-        inside, across = (replica // slices, *shape[1:]), (slices, 1, 1)
-        grid = mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
+        grid = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices, allow_split_physical_axes=True)
     else:
-        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        grid = mesh_utils.create_device_mesh(inside, devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * 3)
 
 
@@ -54,6 +63,16 @@ def spec(*logical_axes: str | None) -> PartitionSpec:
     if len(used) != len(set(used)):
         raise ValueError(f"logical axes {logical_axes} collide on a mesh axis: {entries}")
     return PartitionSpec(*entries)
+
+
+def several(*names: str) -> tuple[str, ...]:
+    """Those of the named axes that have more than one device, in the mesh in context."""
+    return tuple(name for name in names if jax.sharding.get_abstract_mesh().shape[name] > 1)
+
+
+def trimmed(whole: PartitionSpec) -> PartitionSpec:
+    """The spec without axes of one device, of the mesh in context."""
+    return PartitionSpec(*(several(*([entry] if isinstance(entry, str) else entry or ())) or None for entry in whole))
 
 
 def batch_shards(mesh: Mesh) -> int:
@@ -78,7 +97,7 @@ def local_shards(mesh: Mesh, parts: int = 1) -> tuple[int, ...]:
 def check_batch(batch_size: int, mesh: Mesh) -> None:
     """UserError where a batch does not split evenly; devices along `model` share the columns of the loss."""
     if batch_size % mesh.size:
-        raise UserError(f"batch_size {batch_size} does not divide over {mesh.size} devices; change train.batch_size")
+        raise UserError(f"train.batch_size = {batch_size} does not divide over {mesh.size} devices; set it to a multiple of {mesh.size}")
 
 
 def sharding(mesh: Mesh, *logical_axes: str | None) -> NamedSharding:

@@ -56,11 +56,11 @@ def attend(
     Returns:
       [R, L, H, C] in q's dtype.
     """
-    batch = mesh_lib.spec("batch", None, None, None)
-    in_specs = (batch, batch, batch, mesh_lib.spec("batch", None), jax.sharding.PartitionSpec())
+    heads = mesh_lib.spec("batch", None, "heads", None)
+    in_specs = (heads, heads, heads, mesh_lib.spec("batch", None), jax.sharding.PartitionSpec())
     function = functools.partial({"dense": _dense, "chunked": _chunked, "splash": _splash}[config.way], config=config)
-    # Rows are independent: each device attends within its own. What Pallas returns has no type that says over which axes it varies.
-    return jax.shard_map(function, in_specs=in_specs, out_specs=batch, check_vma=config.way != "splash")(
+    # Rows and heads are independent: each device attends within its own. What Pallas returns has no type that says over which axes it varies.
+    return jax.shard_map(function, in_specs=in_specs, out_specs=heads, check_vma=config.way != "splash")(
         q_RLHC, k_RLGC, v_RLGC, segment_ids_RL, is_local
     )
 

@@ -119,8 +119,8 @@ def _tile(x_GL, index, block: int):
 
 
 def _zeros(shape) -> jax.Array:
-    """float32 zeros with the type of a value that differs between the devices that hold the rows: what a loop's start must have."""
-    return jax.lax.pcast(jnp.zeros(shape, jnp.float32), mesh_lib.RULES["batch"], to="varying")
+    """float32 zeros with the type of a value that differs between devices, which hold other rows and heads: what a loop's start must have."""
+    return jax.lax.pcast(jnp.zeros(shape, jnp.float32), mesh_lib.AXES, to="varying")
 
 
 def _row_forward(row, window, tiles: _Tiles):

@@ -12,7 +12,6 @@ import numpy as np
 from flax import nnx
 
 from xretrieval import mesh as mesh_lib
-from xretrieval.errors import UserError
 
 Tables = tuple[jax.Array, ...]
 
@@ -130,16 +129,6 @@ class ExtendedEmbedding(nnx.Module):
     def __init__(self, text_size: int, num_units: int, width: int, row_multiple: int, scaled: bool, rngs: nnx.Rngs):
         self.sizes = (text_size, num_units) if num_units else (text_size,)
         self.scaled = scaled
-        mesh = jax.sharding.get_abstract_mesh()
-        shards = mesh.shape["model"] * mesh.shape["data"]
-        if row_multiple % shards:
-            raise UserError(
-                f"TowerConfig.row_multiple = {row_multiple} does not divide over {shards} devices; set it to a multiple of {shards}"
-            )
-        if width % mesh.shape["data"]:
-            raise UserError(
-                f"TowerConfig.width {width} does not divide over {mesh.shape['data']} devices of the axis `data`; change one of them"
-            )
         # Where they are scaled by sqrt(D) after the lookup, a looked-up vector has unit variance.
         scale = width**-0.5 if scaled else 1.0
 

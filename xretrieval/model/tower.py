@@ -1,6 +1,8 @@
 """The one tower that embeds both sides: extended embedding, decoder stack, pooling of each segment, dense heads, unit norm."""
 
 import dataclasses
+import math
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +93,31 @@ class TowerConfig:
         return self.dense[-1] if self.dense else self.width
 
 
+def check_mesh(config: TowerConfig, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
+    """UserError where the axes of a mesh do not divide a tower; every tower that is made is checked, and a run before its data are read."""
+    model, data = mesh.shape["model"], mesh.shape["data"]
+
+    def refuse(names: str, why: str, what: str) -> NoReturn:
+        raise UserError(f"{names} and train.mesh_model = {model}: {why}; set {what}")
+
+    for name in ("heads", "mlp_hidden"):
+        if (size := getattr(config, name)) % model:
+            refuse(f"TowerConfig.{name} = {size}", "the second does not divide the first", f"train.mesh_model to a divisor of {size}")
+    if config.kv_heads % model and model % config.kv_heads:
+        refuse(f"TowerConfig.kv_heads = {config.kv_heads}", "neither divides the other", f"train.mesh_model to a divisor of {config.kv_heads}")
+    # Every parameter is split over both.
+    chips = f"mesh_model and mesh_replica leave {data} devices to the axis `data`, and"
+    for name, size in (("kv_heads * TowerConfig.head_dim", config.kv_heads * config.head_dim), ("mlp_hidden", config.mlp_hidden)):
+        if size % (model * data):
+            refuse(f"TowerConfig.{name} = {size}", f"{chips} {model} x {data} does not divide it", "train.mesh_replica higher")
+    for size in (config.width, *config.dense)[: len(config.dense)]:
+        if size % data:
+            refuse(f"TowerConfig.dense, width {size}", f"{chips} {data} does not divide it", "train.mesh_model or train.mesh_replica higher")
+    if config.row_multiple % (model * data):
+        rows = math.lcm(config.row_multiple, model * data)
+        refuse(f"TowerConfig.row_multiple = {config.row_multiple}", f"{chips} {model} x {data} does not divide it", f"it to {rows}")
+
+
 @dataclasses.dataclass(frozen=True)
 class ComputeConfig:
     """How a tower is computed: nothing here changes what it means.
@@ -127,6 +154,7 @@ class Tower(nnx.Module):
     """
 
     def __init__(self, config: TowerConfig, compute: ComputeConfig, rngs: nnx.Rngs, lower: int = 0, lora_rank: int = 0):
+        check_mesh(config, jax.sharding.get_abstract_mesh())
         self.config, self.compute, self.lower = config, compute, lower
         stack = _stack_config(config, compute)
         self.embedding = ExtendedEmbedding(

@@ -13,6 +13,7 @@ from flax import nnx
 
 from xretrieval import mesh as mesh_lib
 from xretrieval.model.attention import AttentionConfig, attend
+from xretrieval.model.linear import Linear, narrow, widen
 
 
 class Rows(NamedTuple):
@@ -41,55 +42,22 @@ class StackConfig:
     remat: bool
 
 
-def project(x_RLD: jax.Array, weight_DF: jax.Array) -> jax.Array:
-    """x @ w with rows and tokens flattened: XLA:CPU runs one large matmul 1.5 times as fast as a batch of small ones.
-
-    The weight is rounded to x's dtype and gathered just before its use (fully sharded parameters); its gradient is reduce-scattered back, in x's
-    dtype too: that halves what goes over the wire, and the sum is over devices, not over tokens.
-    """
-    rows, length, width = x_RLD.shape
-    weight_DF = jax.reshard(weight_DF.astype(x_RLD.dtype), jax.sharding.PartitionSpec(None, None))
-    x_ND = jax.lax.reshape(x_RLD, (rows * length, width), out_sharding=mesh_lib.spec("batch", None))
-    y_NF = x_ND @ weight_DF
-    return jax.lax.reshape(y_NF, (rows, length, weight_DF.shape[1]), out_sharding=mesh_lib.spec("batch", None, None))
-
-
 class RMSNorm(nnx.Module):
     """x / rms(x) * scale over the last axis, computed in float32; Gemma keeps scale - 1 (`plus_one`). `layers` 0: not of a stack."""
 
     def __init__(self, width: int, plus_one: bool, epsilon: float, layers: int = 0):
         self.plus_one, self.epsilon = plus_one, epsilon
-        shape = (layers, width) if layers else (width,)
-        self.scale_D = nnx.Param(jnp.zeros(shape) if plus_one else jnp.ones(shape))
+        # Whole where the mesh does not divide it: it is small, and the width should not decide over the mesh.
+        axis = None if width % jax.sharding.get_abstract_mesh().shape["data"] else "embed"
+        shape, axes = ((layers, width), (None, axis)) if layers else ((width,), (axis,))
+        self.scale_D = nnx.Param(jnp.full(shape, 0.0 if plus_one else 1.0, out_sharding=mesh_lib.spec(*axes)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x32 = x.astype(jnp.float32)
-        scale = self.scale_D[...].astype(jnp.float32)
+        scale = jax.reshard(self.scale_D[...].astype(jnp.float32), mesh_lib.spec(None))
         scale = (1.0 + scale if self.plus_one else scale).reshape((1,) * (x.ndim - 1) + (-1,))
         variance = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
         return (x32 * jax.lax.rsqrt(variance + self.epsilon) * scale).astype(x.dtype)
-
-
-class Linear(nnx.Module):
-    """x @ W, and with an adapter (LoRA, arXiv 2106.09685) x @ W + scale * (x @ A) @ B, A normal and B nought at the start."""
-
-    def __init__(self, layers: int, shape: tuple[int, int], axes: tuple[str, str], lora_rank: int, rngs: nnx.Rngs):
-        fan_in, fan_out = shape
-        self.weight_DF = nnx.Param(_normal(rngs, (layers, *shape), axes) * fan_in**-0.5)
-        self.adapted = lora_rank > 0
-        if self.adapted:
-            self.lora_a_DK = nnx.Param(_normal(rngs, (layers, fan_in, lora_rank), (axes[0], None)) * fan_in**-0.5)
-            self.lora_b_KF = nnx.Param(jnp.zeros((layers, lora_rank, fan_out), out_sharding=mesh_lib.spec(None, None, axes[1])))
-
-    def __call__(self, x_RLD: jax.Array, lora_scale: float) -> jax.Array:
-        y_RLF = project(x_RLD, self.weight_DF[...])
-        if self.adapted:
-            y_RLF += lora_scale * project(project(x_RLD, self.lora_a_DK[...]), self.lora_b_KF[...])
-        return y_RLF
-
-
-def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> jax.Array:
-    return jax.random.normal(rngs.params(), shape, out_sharding=mesh_lib.spec(None, *axes))
 
 
 def rope_tables(positions_RL: jax.Array, channels: int, base: float, factor: float) -> tuple[jax.Array, jax.Array]:
@@ -118,7 +86,7 @@ def apply_rope(x_RLHC: jax.Array, cos_RL1C: jax.Array, sin_RL1C: jax.Array) -> j
 def _by_head(x_RLF: jax.Array, head_dim: int) -> jax.Array:
     """[R, L, F / C, C]; a row of one token would leave open which axis is split."""
     rows, length, features = x_RLF.shape
-    return jax.lax.reshape(x_RLF, (rows, length, features // head_dim, head_dim), out_sharding=mesh_lib.spec("batch", None, None, None))
+    return jax.lax.reshape(x_RLF, (rows, length, features // head_dim, head_dim), out_sharding=mesh_lib.spec("batch", None, "heads", None))
 
 
 class Attention(nnx.Module):
@@ -127,16 +95,16 @@ class Attention(nnx.Module):
     def __init__(self, config: StackConfig, layers: int, lora_rank: int, rngs: nnx.Rngs):
         self.config = config
         width, query, value = config.width, config.heads * config.head_dim, config.kv_heads * config.head_dim
-        self.q = Linear(layers, (width, query), ("embed", "heads"), lora_rank, rngs)
-        self.k = Linear(layers, (width, value), ("embed", "heads"), lora_rank, rngs)
-        self.v = Linear(layers, (width, value), ("embed", "heads"), lora_rank, rngs)
-        self.o = Linear(layers, (query, width), ("heads", "embed"), lora_rank, rngs)
+        self.q = Linear(layers, (width, query), (None, "features"), lora_rank, rngs, config.heads)
+        self.k = Linear(layers, (width, value), (None, "features"), lora_rank, rngs, config.kv_heads)
+        self.v = Linear(layers, (width, value), (None, "features"), lora_rank, rngs, config.kv_heads)
+        self.o = Linear(layers, (query, width), ("features", None), lora_rank, rngs)
         if config.qk_norm:
             self.q_norm, self.k_norm = (RMSNorm(config.head_dim, config.norm_plus_one, config.norm_epsilon, layers) for _ in range(2))
 
     def __call__(self, x_RLD: jax.Array, rows: Rows, is_local: jax.Array, lora_scale: float) -> jax.Array:
         config = self.config
-        q_RLHC, k_RLGC, v_RLGC = (_by_head(linear(x_RLD, lora_scale), config.head_dim) for linear in (self.q, self.k, self.v))
+        q_RLHC, k_RLGC, v_RLGC = (_by_head(y_RLF, config.head_dim) for y_RLF in widen(x_RLD, (self.q, self.k, self.v), lora_scale))
         if config.qk_norm:
             q_RLHC, k_RLGC = self.q_norm(q_RLHC), self.k_norm(k_RLGC)
         cos, sin = rows.rope[:2]
@@ -144,7 +112,9 @@ class Attention(nnx.Module):
             cos, sin = jnp.where(is_local, rows.rope[2], cos), jnp.where(is_local, rows.rope[3], sin)
         q_RLHC, k_RLGC = apply_rope(q_RLHC, cos, sin), apply_rope(k_RLGC, cos, sin)
         out_RLHC = attend(q_RLHC, k_RLGC, v_RLGC, rows.segment_ids_RL, is_local, config.attention)
-        return self.o(out_RLHC.reshape(*x_RLD.shape[:2], -1), lora_scale)
+        features = config.heads * config.head_dim
+        out_RLF = jax.lax.reshape(out_RLHC, (*x_RLD.shape[:2], features), out_sharding=mesh_lib.spec("batch", None, "heads"))
+        return narrow(out_RLF, self.o, lora_scale)
 
 
 class GatedMLP(nnx.Module):
@@ -152,14 +122,14 @@ class GatedMLP(nnx.Module):
 
     def __init__(self, config: StackConfig, layers: int, lora_rank: int, rngs: nnx.Rngs):
         self.activation = config.activation
-        self.gate = Linear(layers, (config.width, config.mlp_hidden), ("embed", "mlp"), lora_rank, rngs)
-        self.up = Linear(layers, (config.width, config.mlp_hidden), ("embed", "mlp"), lora_rank, rngs)
-        self.down = Linear(layers, (config.mlp_hidden, config.width), ("mlp", "embed"), lora_rank, rngs)
+        self.gate = Linear(layers, (config.width, config.mlp_hidden), (None, "features"), lora_rank, rngs)
+        self.up = Linear(layers, (config.width, config.mlp_hidden), (None, "features"), lora_rank, rngs)
+        self.down = Linear(layers, (config.mlp_hidden, config.width), ("features", None), lora_rank, rngs)
 
     def __call__(self, x_RLD: jax.Array, lora_scale: float) -> jax.Array:
-        gate_RLM = self.gate(x_RLD, lora_scale)
+        gate_RLM, up_RLM = widen(x_RLD, (self.gate, self.up), lora_scale)
         gate_RLM = jax.nn.gelu(gate_RLM, approximate=True) if self.activation == "gelu" else jax.nn.silu(gate_RLM)
-        return self.down(gate_RLM * self.up(x_RLD, lora_scale), lora_scale)
+        return narrow(gate_RLM * up_RLM, self.down, lora_scale)
 
 
 class Block(nnx.Module):
@@ -198,6 +168,8 @@ def run_stack(stack: Block, x_RLD: jax.Array, rows: Rows, first: int, lora_scale
     """
     config = stack.attention.config
     graphdef, weights = nnx.split(stack, nnx.Param)
+    # Norms' scales are gathered here, not in every layer: they are small, but each gather takes its time over all devices.
+    weights = jax.tree.map(lambda x: jax.reshard(x, mesh_lib.spec(None, None)) if x.ndim == 2 else x, weights)
     layers = jax.tree.leaves(weights)[0].shape[0]
     is_local_N = (np.arange(first, first + layers) + 1) % config.global_every != 0
 

@@ -8,7 +8,7 @@ import pathlib
 from xretrieval import mesh as mesh_lib
 from xretrieval.data.packing import Shape
 from xretrieval.errors import UserError, write_json
-from xretrieval.model.tower import ComputeConfig, TowerConfig
+from xretrieval.model.tower import ComputeConfig, TowerConfig, check_mesh
 from xretrieval.plan import programs, report, search
 from xretrieval.plan.topology import parse
 from xretrieval.train.loss import LossConfig
@@ -66,6 +66,7 @@ def plan_pod(
         )
     tower = dataclasses.replace(tower, num_units=tower.num_units or num_units)
     mesh = programs.mesh_of(where, mesh_model, mesh_replica)
+    check_mesh(tower, mesh)
     mesh_lib.check_batch(batch_size, mesh)
     shards = mesh_lib.batch_shards(mesh) * microbatches
     length = row_length or 512

@@ -60,8 +60,9 @@ def check_run(
     """The fingerprint of the run (`identity.check`); `changeable` is what `settings` gives.
 
     Raises:
-      UserError: the batch does not divide over the mesh, or the workdir is another run's.
+      UserError: the tower or the batch does not divide over the mesh, or the workdir is another run's.
     """
+    tower.check_mesh(config, mesh)
     mesh_lib.check_batch(batch_size, mesh)
     fixed = {
         **data.identity,
