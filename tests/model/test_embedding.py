@@ -7,7 +7,6 @@ import pytest
 from model import towers
 
 from xretrieval import mesh as mesh_lib
-from xretrieval.errors import UserError
 from xretrieval.model import embedding, tower
 
 SIZES = (61, 20)  # t + a divides by none of the meshes

@@ -22,10 +22,14 @@ SLOW = [(model, 2**i) for model in (1, 2, 4) for i in range(4) if 8 % (model * 2
 def test_every_mesh_of_eight_devices_equals_one_device(one_device, model, replica):
     """Those of model = 8 are refused by name, see below."""
     losses, _, _, state = runs.steps(8, model, replica)
-    # Sums in another order: some 1e-6 of float32; Adam divides by the root of the second moment, which enlarges it where gradients are tiny.
     np.testing.assert_allclose(losses, one_device[0], rtol=1e-5)
-    for got, expected in zip(jax.tree.leaves(state), jax.tree.leaves(one_device[3]), strict=True):
-        np.testing.assert_allclose(got, expected, atol=2e-4 * max(1.0, np.abs(expected).max()))
+    moments = jax.tree.map(np.asarray, (state.opt_state, one_device[3].opt_state))
+    # Sums in another order, some 1e-6 of float32, and the third step's gradient is of other parameters.
+    for got, expected in zip(*map(jax.tree.leaves, moments), strict=True):
+        np.testing.assert_allclose(got, expected, atol=5e-4 * np.abs(expected).max())
+    # Adam moves by up to 3e-3 however small a gradient is, where all of it may be rounding.
+    for name, expected in one_device[3].params["tower"].items():
+        np.testing.assert_allclose(state.params["tower"][name], expected, atol=5e-4, err_msg=name)
 
 
 def test_a_mesh_that_heads_do_not_divide_over_is_refused():

@@ -78,11 +78,11 @@ def _on_shards(local, x: jax.Array, axis: str | None, linears: Sequence[Linear],
     Inside, no type speaks of mesh axes of one device: sums over them would be copies that XLA:CPU does not take away.
     """
     out = mesh_lib.spec("batch", None, axis_out)
-    arguments = x, [[weight for weight, _ in linear.weights()] for linear in linears]
-    whole = mesh_lib.spec("batch", None, axis), [[mesh_lib.spec(*axes) for _, axes in linear.weights()] for linear in linears]
-    specs = jax.tree.map(mesh_lib.trimmed, whole, is_leaf=lambda x: isinstance(x, jax.sharding.PartitionSpec))
-    products = jax.shard_map(local, in_specs=specs, out_specs=[mesh_lib.trimmed(out)] * len(linears))(*jax.reshard(arguments, specs))
-    return [jax.reshard(y, out) for y in products]
+    weights = [[weight for weight, _ in linear.weights()] for linear in linears]
+    specs = [[mesh_lib.trimmed(mesh_lib.spec(*axes)) for _, axes in linear.weights()] for linear in linears]
+    before, after = mesh_lib.trimmed(mesh_lib.spec("batch", None, axis)), mesh_lib.trimmed(out)
+    on_shards = jax.shard_map(local, in_specs=(before, specs), out_specs=[after] * len(linears))
+    return [jax.reshard(y, out) for y in on_shards(jax.reshard(x, before), jax.reshard(weights, specs))]
 
 
 def _product(x_RLD: jax.Array, weights: Sequence[jax.Array], linear: Linear, lora_scale: float) -> jax.Array:
@@ -98,7 +98,7 @@ def _product(x_RLD: jax.Array, weights: Sequence[jax.Array], linear: Linear, lor
 
 def _gathered(weight: jax.Array, axes: Axes, heads: int) -> jax.Array:
     """What this `model` shard needs of a weight: its own side of "features", whole over `data`."""
-    split = mesh_lib.several(*mesh_lib.RULES["features"]) if "features" in axes else ()
+    split = tuple(jax.tree.leaves(tuple(mesh_lib.trimmed(mesh_lib.spec(*axes)))))
     # Where it is not split its gradient is summed. Said before the gather: over `replica` go shares of it, not all of it.
     weight = jax.lax.pcast(weight, tuple(name for name in mesh_lib.several(*mesh_lib.AXES) if name not in split), to="varying")
     if not split:

@@ -103,8 +103,8 @@ def check_mesh(config: TowerConfig, mesh: jax.sharding.Mesh | jax.sharding.Abstr
     for name in ("heads", "mlp_hidden"):
         if (size := getattr(config, name)) % model:
             refuse(f"TowerConfig.{name} = {size}", "the second does not divide the first", f"train.mesh_model to a divisor of {size}")
-    if config.kv_heads % model and model % config.kv_heads:
-        refuse(f"TowerConfig.kv_heads = {config.kv_heads}", "neither divides the other", f"train.mesh_model to a divisor of {config.kv_heads}")
+    if (size := config.kv_heads) % model and model % size:
+        refuse(f"TowerConfig.kv_heads = {size}", "neither divides the other", f"train.mesh_model to a divisor of {size}")
     # Every parameter is split over both.
     chips = f"mesh_model and mesh_replica leave {data} devices to the axis `data`, and"
     for name, size in (("kv_heads * TowerConfig.head_dim", config.kv_heads * config.head_dim), ("mlp_hidden", config.mlp_hidden)):
@@ -112,7 +112,8 @@ def check_mesh(config: TowerConfig, mesh: jax.sharding.Mesh | jax.sharding.Abstr
             refuse(f"TowerConfig.{name} = {size}", f"{chips} {model} x {data} does not divide it", "train.mesh_replica higher")
     for size in (config.width, *config.dense)[: len(config.dense)]:
         if size % data:
-            refuse(f"TowerConfig.dense, width {size}", f"{chips} {data} does not divide it", "train.mesh_model or train.mesh_replica higher")
+            what = "train.mesh_model or train.mesh_replica higher"
+            refuse(f"TowerConfig.dense, width {size}", f"{chips} {data} does not divide it", what)
     if config.row_multiple % (model * data):
         rows = math.lcm(config.row_multiple, model * data)
         refuse(f"TowerConfig.row_multiple = {config.row_multiple}", f"{chips} {model} x {data} does not divide it", f"it to {rows}")
