@@ -50,7 +50,7 @@ class RMSNorm(nnx.Module):
         # Whole where the mesh does not divide it: it is small, and the width should not decide over the mesh.
         axis = None if width % jax.sharding.get_abstract_mesh().shape["data"] else "embed"
         shape, axes = ((layers, width), (None, axis)) if layers else ((width,), (axis,))
-        self.scale_D = nnx.Param(jnp.full(shape, 0.0 if plus_one else 1.0, out_sharding=mesh_lib.spec(*axes)))
+        self.scale_D = nnx.Param(jnp.full(shape, 0.0 if plus_one else 1.0, jnp.float32, out_sharding=mesh_lib.spec(*axes)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x32 = x.astype(jnp.float32)
