@@ -33,8 +33,8 @@ def test_the_gradients_are_those_of_the_whole_batch(microbatches, devices, model
     parts, again = gradients(microbatches, devices, model)
     assert again == pytest.approx(loss, rel=1e-6)
     for (path, exact), (_, found) in zip(jax.tree.leaves_with_path(whole), jax.tree.leaves_with_path(parts), strict=True):
-        # Sums in another order: 1e-6 of the gradient's norm.
-        assert np.linalg.norm(found - exact) <= 1e-6 * np.linalg.norm(exact), path
+        # Sums in another order: 1e-6 of the gradient's norm; on eight devices both are so far from those of one, each in its own direction.
+        assert np.linalg.norm(found - exact) <= (1e-6 if devices == 1 else 2e-6) * np.linalg.norm(exact), path
 
 
 def test_adapters_get_the_same_gradients():
