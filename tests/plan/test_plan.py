@@ -203,7 +203,7 @@ def test_bandwidth_of_a_group_by_where_its_chips_lie():
     [
         (["--topology", "v5e:4x4"], "TowerConfig.text_size is 0"),
         (["--topology", "v9:4x4", *FLAGS], "no TPU is called 'v9'"),
-        (["--topology", "v5e:4x4", *FLAGS, "--set", "BATCH=1000"], "batch_size 1000 does not divide over 16"),
+        (["--topology", "v5e:4x4", *FLAGS, "--set", "BATCH=1000"], "1000 does not divide over 16"),
         (["--topology", "v5e:4x4", *FLAGS, "--set", "train.row_length=200"], "train.row_length = 200 is not a multiple"),
         (["--topology", "v5e:4x4", "--set", "MODEL_AXIS=3", *FLAGS[:-2]], "does not divide 16 devices"),
     ],
