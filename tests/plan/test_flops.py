@@ -127,12 +127,12 @@ def test_tiles_that_a_causal_kernel_skips():
     assert flops.Tiles(4, 2, causal=False).live((3, 2, 4, 4)) == 1.0
 
 
-@pytest.mark.parametrize("microbatches", [1, 2])
-def test_the_train_step_against_its_formula(microbatches):
+@pytest.mark.parametrize("microbatches,model", [(1, 1), (2, 1), (1, 2)])
+def test_the_train_step_against_its_formula(microbatches, model):
     """6 operations a weight and token, 2 more where layers are computed again; tiles of attention; the loss; pooling. Nothing is left over."""
     tower = TowerConfig(text_size=60, num_units=20, width=128, layers=3, heads=2, kv_heads=1, head_dim=128, mlp_hidden=256)
     compute = ComputeConfig(attention="splash", dtype="bfloat16", remat=True)
-    mesh = mesh_lib.make_mesh()  # 8 devices
+    mesh = mesh_lib.make_mesh(model)  # 8 devices
     rows, length, segments, batch = 4 // microbatches, 512, 8, 64
     run = programs.Run(
         tower,
@@ -145,16 +145,17 @@ def test_the_train_step_against_its_formula(microbatches):
         microbatches,
     )
     found = flops.count(programs.trace_step(run, mesh).jaxpr, run.tiles(mesh))
-    tokens, rows = 4 * length, 4
-    weights = tower.layers * tower.width * (2 * tower.heads * 128 + 2 * tower.kv_heads * 128 + 3 * tower.mlp_hidden)
+    tokens, rows, heads, data = 4 * length, 4, tower.heads // model, 8 // model
+    # Along `model` a device has its heads and hidden units; the one key/value head is every device's own.
+    weights = tower.layers * tower.width * (2 * heads * 128 + 2 * 128 + 3 * tower.mlp_hidden // model)
     # Microbatches run the tower once more for the backward pass: its forward products, 2 a weight, and attention's, 2 of 11.
     again = microbatches > 1
     layers = (10 if again else 8) * weights * tokens
-    tiles = rows * tower.heads * tower.layers * 10  # 4 x 4 tiles, of which 10 are on or below the diagonal
+    tiles = rows * heads * tower.layers * 10  # 4 x 4 tiles, of which 10 are on or below the diagonal
     attention = (13 if again else 11) * tiles * 2 * 128**3
-    loss = 4 * 2 * (batch // 8) * batch * tower.width
+    loss = 4 * 2 * (batch // data) * (batch // model) * tower.width
     pooling = (3 if again else 2) * 2 * rows * segments * length * tower.width
-    inside = tower.layers * rows * tower.heads * 2 * length * 128  # attention's sum of out times its gradient
+    inside = tower.layers * rows * heads * 2 * length * 128  # attention's sum of out times its gradient
     assert found.attention == attention
     assert found.flops == layers + attention + loss + pooling + inside
     assert found.unknown_loops == 0
