@@ -75,7 +75,7 @@ def missing():
     "name, other, text",
     [
         ("mesh", {"mesh_model": 3}, "does not divide 8 devices"),
-        ("mesh", {"batch_size": 7}, "batch_size 7 does not divide over 8 devices"),
+        ("mesh", {"batch_size": 7}, "batch_size = 7 does not divide over 8 devices"),
         ("records", {"data": missing}, "records/speech: not there"),
         ("workdir", {"workdir": "/proc/nowhere"}, "cannot be written"),
     ],
