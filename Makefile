@@ -82,7 +82,7 @@ fuzz-audio: .venv-test$(ENVIRONMENT)
 	@.venv-$*-py$(MINOR)/bin/python $(PIP_INSTALL) $(addprefix --constraint ,$(CONSTRAINTS) $(wildcard constraints/$*.txt)) --editable ".[$*]" > .venv-$*-py$(MINOR)/install.log 2>&1 \
 	  || { tail -n 15 .venv-$*-py$(MINOR)/install.log; echo "the installation failed: see above; the same command goes on"; exit 2; }
 	@# The peer of `make bench NAME=loss` is one file of it; its own requirements include a torchvision that wants a CUDA build of torch.
-	@if [ $* = parity ]; then .venv-$*-py$(MINOR)/bin/python $(PIP_INSTALL) --quiet --no-deps open_clip_torch==3.3.0; fi
+	@$(if $(filter parity,$*),.venv-$*-py$(MINOR)/bin/python $(PIP_INSTALL) --quiet --no-deps open_clip_torch==3.3.0)
 	@# 430 MB of C++ headers, for building operations of TensorFlow: no stage does.
 	@rm -rf .venv-$*-py$(MINOR)/lib/python3*/site-packages/tensorflow/include
 	@touch $@

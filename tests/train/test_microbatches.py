@@ -41,7 +41,7 @@ def test_adapters_get_the_same_gradients():
     trainable = TrainableConfig("lora", top_layers=2, lora_rank=4)
     whole, parts = (gradients(n, trainable=trainable, compute=ComputeConfig(remat=True))[0]["tower"] for n in (1, 2))
     for name, exact in whole.items():
-        np.testing.assert_allclose(parts[name], exact, atol=1e-6 * np.abs(exact).max() + 1e-12, err_msg=name)
+        assert np.linalg.norm(parts[name] - exact) <= 1e-6 * np.linalg.norm(exact) + 1e-12, name
 
 
 def compiled(microbatches, pairs=64):
@@ -93,7 +93,7 @@ def test_a_step_that_is_not_finite_leaves_the_state(where):
         state, metrics = train_step(state, batch, config, optimizer)
         assert metrics["skipped"] == 0.0
         if where == "parameter":
-            state.params["tower"]["final_norm.scale_D"] = state.params["tower"]["final_norm.scale_D"].at[3].set(np.nan)
+            state.params["tower"]["final_norm.scale_D"] = state.params["tower"]["final_norm.scale_D"] * np.float32(np.nan)
         else:
             state.params["log_logit_scale"] = jax.numpy.float32(np.inf)
         before = jax.tree.map(np.asarray, state)
