@@ -4,6 +4,7 @@ PYTHON ?= python3
 DEMO_DIR ?= demo_run
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+WORKERS ?= 2
 FUZZ_ARGS ?=
 JSON ?= $(NAME).json
 PIP_INSTALL = -m pip install --disable-pip-version-check --no-warn-script-location
@@ -21,7 +22,7 @@ problem = $(shell $(PYTHON) .ci/python_problem.py 2>&1 || true)
 
 help:
 	@echo "make demo        the whole system on real sound, into $(DEMO_DIR)/ (DEMO_DIR=..., DEMO_ARGS='--languages de,fr,ru')"
-	@echo "make test        every test but the slow ones (PYTEST_ARGS='-k manifest')"
+	@echo "make test        every test but the slow ones (PYTEST_ARGS='-k manifest', WORKERS=2 processes)"
 	@echo "make test-slow   the slow ones"
 	@echo "make test-versions   a smaller set on Python 3.12 and 3.13, where they are"
 	@echo "make lint        ruff, mypy and shellcheck"
@@ -35,8 +36,9 @@ help:
 demo: .venv-demo$(ENVIRONMENT)
 	@.venv-demo-py$(MINOR)/bin/xretrieval demo --workdir "$(DEMO_DIR)" $(DEMO_ARGS)
 
+# A file's tests stay in one process: they share fixtures, and what was compiled.
 test: .venv-test$(ENVIRONMENT)
-	@.venv-test-py$(MINOR)/bin/python -m pytest $(PYTEST_ARGS)
+	@.venv-test-py$(MINOR)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-slow: .venv-test$(ENVIRONMENT)
 	@.venv-test-py$(MINOR)/bin/python -m pytest -m slow $(PYTEST_ARGS)

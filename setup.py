@@ -85,6 +85,8 @@ TEST = [
     *TPU,  # to compile the train step for a TPU without having one
     # From 8: `pythonpath` and `filterwarnings` as written in pyproject.toml.
     "pytest>=8",
+    # Two test processes, for two cores.
+    "pytest-xdist",
     # The test case of tensorflow-datasets imports it.
     "dill",
     "ruff",

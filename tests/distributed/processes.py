@@ -6,6 +6,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from typing import NamedTuple
 
@@ -13,8 +14,8 @@ from small_run import ROOT
 
 from launch.local import environment, free_port
 
-# Compiling is most of what these tests do: half as long without LLVM's optimizations, which change no result here.
-FAST = "--xla_backend_optimization_level=0"
+# What is compiled is kept for the processes of a session that come after.
+CACHE = tempfile.TemporaryDirectory(prefix="xretrieval_compiled_")
 WORKER = pathlib.Path(__file__).parent / "worker.py"
 
 
@@ -41,7 +42,7 @@ def started(count, task, folder, *settings, devices=1, variables=lambda process:
             own = {
                 "PYTHONPATH": path,
                 "JAX_NUM_CPU_DEVICES": str(devices),
-                "JAX_COMPILATION_CACHE_DIR": "/tmp/dist_exp/cache",
+                "JAX_COMPILATION_CACHE_DIR": CACHE.name,
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                 **variables(i),
             }

@@ -1,10 +1,13 @@
 """FLEURS in the three forms that it lies on disks in."""
 
+import contextlib
+import gzip
 import io
 import pathlib
 import random
 import shutil
 import tarfile
+import zlib
 
 import numpy as np
 import pyarrow
@@ -161,18 +164,28 @@ def test_what_is_missing_or_damaged_is_named(tmp_path):
         read(root, tmp_path)
 
 
+def _unpacked(archive):
+    with contextlib.suppress(OSError, EOFError, zlib.error):
+        return gzip.decompress(archive)
+    return None
+
+
 def test_a_flipped_bit_of_an_archive_is_refused_and_nothing_of_it_stays(tmp_path):
     as_archive(tmp_path / "fleurs", "de_de", "train", GERMAN[:3])
     archive = tmp_path / "fleurs/de_de/audio/train.tar.gz"
     whole = archive.read_bytes()
-    draw = random.Random(0)
+    draw, found = random.Random(0), 0
     for _ in range(20):
         damaged = bytearray(whole)
         damaged[draw.randrange(10, len(damaged))] ^= 1 << draw.randrange(8)
+        if _unpacked(damaged) == _unpacked(whole):
+            continue  # in the name that gzip keeps, or in the bits that fill its last byte: nothing is damaged
         archive.write_bytes(damaged)
         with pytest.raises(UserError, match=r"train\.tar\.gz: damaged"):
             read(tmp_path / "fleurs", tmp_path)
         assert not list((tmp_path / "audio").rglob("*.wav"))
+        found += 1
+    assert found >= 15
 
 
 def test_parquet_in_shards_goes_on_after_a_stop(tmp_path):
