@@ -57,7 +57,7 @@ lint: .venv-test$(ENVIRONMENT)
 	@.venv-test-py$(MINOR)/bin/mypy
 	@.venv-test-py$(MINOR)/bin/shellcheck --external-sources launch/*.sh
 
-BENCHMARKS = $(filter-out __init__ rows tiny_run units_% faults_%,$(basename $(notdir $(wildcard benchmarks/*.py))))
+BENCHMARKS = $(filter-out __init__ rows tiny_run open_clip units_% faults_%,$(basename $(notdir $(wildcard benchmarks/*.py))))
 ifneq ($(filter bench,$(MAKECMDGOALS)),)
   $(if $(filter $(NAME),$(BENCHMARKS)),,$(error NAME=$(NAME): must be one of benchmarks/: $(BENCHMARKS)))
 endif

@@ -101,7 +101,7 @@ BENCH = [
     "faiss-cpu",
 ]
 
-# The reference implementations, for `make parity` and `make bench NAME=tower`, `trainable` and `units` only: nothing that we ship imports it. Not in "all".
+# The reference implementations, for `make parity` and `make bench NAME=tower`, `trainable`, `units`, `loss` and `train` only: nothing that we ship imports it. Not in "all".
 PARITY = [
     # The exact build is in constraints/parity.txt: a CPU build, where a plain `torch` brings several GB of CUDA.
     "torch",

@@ -33,14 +33,15 @@ TOKENS_AT_ONCE = 2_560  # of ours: rows that are embedded together; the peer's b
 MIXED, ANY = 1.2, 0.9
 
 
-def peer_model() -> transformers.Gemma3TextModel:
+def gemma3(vocabulary: int, width: int, layers: int, heads: int, kv_heads: int) -> transformers.Gemma3TextModel:
+    """The peer's own model, of heads of 64, with weights of chance."""
     config = transformers.Gemma3TextConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=512,
-        intermediate_size=2048,
-        num_hidden_layers=12,
-        num_attention_heads=8,
-        num_key_value_heads=4,
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
         head_dim=64,
         query_pre_attn_scalar=64,
         sliding_window=512,
@@ -198,7 +199,7 @@ def run() -> list[dict]:
     if jax.default_backend() == "gpu":
         return gpu_rows()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    model = peer_model()
+    model = gemma3(VOCABULARY, 512, 12, 8, 4)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(f"{folder}/peer")
         # Token IDs are drawn; an import wants a tokenizer all the same.

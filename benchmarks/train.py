@@ -14,11 +14,11 @@ import jax
 import numpy as np
 import sentence_transformers
 import torch
-import transformers
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import losses, modules
 
 from benchmarks import rows
+from benchmarks.tower import TOKENIZER, gemma3
 from xretrieval import mesh as mesh_lib
 from xretrieval.data.packing import Shape, assemble, pack
 from xretrieval.model import directory, pretrained, tower
@@ -33,25 +33,11 @@ from xretrieval.train.trainable import TrainableConfig
 
 VOCABULARY, PAIRS, STEPS = 8_000, 32, 2
 ROW_LENGTH = 384
-TOKENIZER = pathlib.Path(__file__).parents[1] / "tests/data/parity/gemma3/tokenizer.json"
 
 
 def peer_model(folder: str) -> SentenceTransformer:
     """Written to `folder`, and read by sentence-transformers as any model: mean pooling, unit norm."""
-    config = transformers.Gemma3TextConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=256,
-        intermediate_size=1024,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
-        query_pre_attn_scalar=64,
-        sliding_window=512,
-        max_position_embeddings=1024,
-    )
-    torch.manual_seed(0)
-    transformers.Gemma3TextModel(config).save_pretrained(folder)
+    gemma3(VOCABULARY, 256, 6, 4, 2).save_pretrained(folder)
     shutil.copyfile(TOKENIZER, f"{folder}/tokenizer.json")
     pathlib.Path(folder, "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     transformer = modules.Transformer(folder)
