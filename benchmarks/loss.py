@@ -62,7 +62,7 @@ def time_rows() -> list[dict]:
         # The same loss; the peers' forms have fewer digits where pairs are aligned (tests/train/test_loss.py holds ours against float64).
         tolerance = 1e-3 * np.abs(other()[1][0]).max()
         np.testing.assert_allclose(one()[1][0], other()[1][0], atol=tolerance)
-        mine, theirs = rows.seconds(lambda: jax.block_until_ready(one()), lambda: jax.block_until_ready(other()))  # noqa: B023
+        mine, theirs = rows.seconds(lambda: jax.block_until_ready(one()), lambda: jax.block_until_ready(other()), steady=True)  # noqa: B023
         label = f"loss and gradients of {size:,} pairs of width {width}, one device, s"
         found.append(rows.row(label, mine, theirs, f"plain form under jax.jit {jax.__version__}", 1.05))
         if size == 8_192:
@@ -75,7 +75,7 @@ def time_rows() -> list[dict]:
                 return left_BE.grad
 
             np.testing.assert_allclose(one()[1][0], torch_step(), atol=tolerance)
-            mine, theirs = rows.seconds(lambda: jax.block_until_ready(one()), torch_step)  # noqa: B023
+            mine, theirs = rows.seconds(lambda: jax.block_until_ready(one()), torch_step, steady=True)  # noqa: B023
             found.append(rows.row(label, mine, theirs, f"open_clip ClipLoss, torch {torch.__version__}", 0.6))
     return found
 

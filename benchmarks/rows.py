@@ -13,11 +13,17 @@ from rich.table import Table
 from xretrieval import machine
 
 
-def seconds(ours: Callable[[], object], peer: Callable[[], object], rounds: int = 5) -> tuple[float, float]:
-    """Median seconds of each, timed in turns after one round of warm-up, so that both meet the same machine."""
+def seconds(ours: Callable[[], object], peer: Callable[[], object], rounds: int = 5, steady: bool = False) -> tuple[float, float]:
+    """Median seconds of each, timed in turns after one round of warm-up, so that both meet the same machine.
+
+    `steady`: before each timed call comes one that is not. What repeats has the memory that the call before it had; the first call of a turn asks the
+    system for it again, which took either side of a training step up to twice as long.
+    """
     taken: tuple[list[float], list[float]] = ([], [])
     for number in range(rounds + 1):
         for side, call in enumerate((ours, peer)):
+            if steady and number:
+                call()
             begun = time.perf_counter()
             call()
             if number:

@@ -8,9 +8,7 @@ texts, of lengths as in FLEURS at 25 Hz. The peer's features are ready-made tens
 import os
 import pathlib
 import shutil
-import statistics
 import tempfile
-import time
 
 import jax
 import numpy as np
@@ -124,20 +122,6 @@ class Ours:
             jax.block_until_ready(metrics)
 
 
-def steady(ours: Ours, peer: Peer, chosen, rounds: int = 3) -> tuple[list[float], list[float]]:
-    """Seconds of both, in turns. Before each timed call comes one that is not: whoever trains has the memory that the step before had, and here
-    the first call of a turn asks the system for it again, which took either of them up to twice as long.
-    """
-    taken: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds):
-        for side, found in zip((ours, peer), taken, strict=True):
-            side.steps(chosen)
-            begun = time.perf_counter()
-            side.steps(chosen)
-            found.append(time.perf_counter() - begun)
-    return taken
-
-
 def run() -> list[dict]:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     chosen = batches()
@@ -147,7 +131,7 @@ def run() -> list[dict]:
         ours = Ours(f"{folder}/ours", chosen)
     for found, expected in zip(ours.embed(chosen[0]), peer.embed(chosen[0]), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
-    mine, theirs = (statistics.median(found) for found in steady(ours, peer, chosen))
+    mine, theirs = rows.seconds(lambda: ours.steps(chosen), lambda: peer.steps(chosen), rounds=3, steady=True)
     count = PAIRS * STEPS
     name = f"sentence-transformers {sentence_transformers.__version__}, torch {torch.__version__}"
     return [rows.row(f"training, {PAIRS} pairs of units and text a step: pairs a second", count / mine, count / theirs, name, 1.5, True)]

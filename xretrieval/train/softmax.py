@@ -126,17 +126,16 @@ def _walk_forward(left_bE, right_bE, logit_scale, ids_b, margin: float, tile: in
 
     def walk(carry, columns):
         most_b, sum_b = carry
-        right_TE, positive_T, ids_T = columns
-        negative_bT = _negatives(ids_b, ids_T)
-        similarity_bT = _product(left_bE, right_TE.T)
-        row_bT = jnp.where(negative_bT, logit_scale * (similarity_bT - positive_b[:, None]), NEVER)
-        column_bT = jnp.where(negative_bT, logit_scale * (similarity_bT - positive_T[None, :]), NEVER)
-        higher_b, most_T = jnp.maximum(most_b, jnp.max(row_bT, axis=1)), jnp.max(column_bT, axis=0)
-        sum_b = sum_b * jnp.exp(most_b - higher_b) + jnp.sum(jnp.exp(row_bT - higher_b[:, None]), axis=1)
-        return (higher_b, sum_b), (most_T, jnp.sum(jnp.exp(column_bT - most_T[None, :]), axis=0))
+        right_TE, ids_T = columns
+        similarity_bT = jnp.where(_negatives(ids_b, ids_T), _product(left_bE, right_TE.T), NEVER)
+        higher_b, most_T = jnp.maximum(most_b, jnp.max(similarity_bT, axis=1)), jnp.max(similarity_bT, axis=0)
+        row_b = jnp.sum(jnp.exp(logit_scale * (similarity_bT - higher_b[:, None])), axis=1)
+        column_T = jnp.sum(jnp.exp(logit_scale * (similarity_bT - most_T[None, :])), axis=0)
+        return (higher_b, sum_b * jnp.exp(logit_scale * (most_b - higher_b)) + row_b), (most_T, column_T)
 
     start = _start(positive_b.shape, NEVER), _start(positive_b.shape)
-    rows, columns = _over_tiles(walk, start, (right_NE, positive_N, ids_N), tile)
+    (most_b, row_b), (most_N, column_N) = _over_tiles(walk, start, (right_NE, ids_N), tile)
+    rows, columns = (logit_scale * (most_b - positive_b), row_b), (logit_scale * (most_N - positive_N), column_N)
     # A row's columns lie with the shards along `model`, a column's rows with those of the batch.
     most_b, row_b = _log_sum(rows, ("model",))
     most_N, column_N = _log_sum(columns, ("replica", "data"))
@@ -175,34 +174,40 @@ def _walk_backward(left_bE, right_bE, logit_scale, ids_b, sums: Sums, tile: int,
     """On one device: gradients of the loss with respect to its left sides, its right sides, and the logit scale.
 
     With P = softmax of each row, Q of each column, both over the negatives and the positive: dL/dS_ij = (P_ij + Q_ij) / 2B off the diagonal, and on
-    it minus the sums of these: never P_ii - 1, which has no digits once pairs are aligned.
+    it minus the sums of these: never P_ii - 1, which has no digits once pairs are aligned. That of the scale is the sum of these times the
+    similarities; taken from the mean positive one, so that it keeps its digits where all similarities are near each other.
     """
     left_bE, right_bE = left_bE.astype(dtype), right_bE.astype(dtype)
+    batch = left_bE.shape[0] * jax.lax.axis_size(("replica", "data"))
+    middle = jax.lax.psum(jnp.sum(sums.positive_b), ("replica", "data")) / batch
     row_b, column_N = (logit_scale * p + jax.nn.softplus(s) for p, s in ((sums.positive_b, sums.row_b), (sums.positive_N, sums.column_N)))
+
+    left_Eb = left_bE.T
 
     def walk(carry, columns):
         left_gradient_bE, scale_gradient_b = carry
-        right_TE, positive_T, column_T, ids_T = columns
+        right_TE, column_T, ids_T = columns
         similarity_bT = _product(left_bE, right_TE.T)
         logits_bT = logit_scale * similarity_bT
-        negative_bT = _negatives(ids_b, ids_T)
-        p_bT = jnp.where(negative_bT, jnp.exp(logits_bT - row_b[:, None]), 0.0)
-        q_bT = jnp.where(negative_bT, jnp.exp(logits_bT - column_T[None, :]), 0.0)
-        by_scale_bT = p_bT * (similarity_bT - sums.positive_b[:, None]) + q_bT * (similarity_bT - positive_T[None, :])
-        g_bT = (p_bT + q_bT).astype(dtype)
-        carry = left_gradient_bE + _product(g_bT, right_TE), scale_gradient_b + jnp.sum(by_scale_bT, axis=1)
-        return carry, _product(g_bT.T, left_bE).astype(dtype)
+        p_and_q_bT = jnp.exp(logits_bT - row_b[:, None]) + jnp.exp(logits_bT - column_T[None, :])
+        g_bT = jnp.where(_negatives(ids_b, ids_T), p_and_q_bT, 0.0)
+        scale_gradient_b += jnp.sum(g_bT * (similarity_bT - middle), axis=1)
+        g_bT = g_bT.astype(dtype)
+        # As [E, T], and the barrier keeps it so: on a CPU the product of a transposed g takes a fifth longer.
+        right_gradient_ET = jax.lax.optimization_barrier(_product(left_Eb, g_bT).astype(dtype))
+        return (left_gradient_bE + _product(g_bT, right_TE), scale_gradient_b), right_gradient_ET.T
 
     start = _start(left_bE.shape), _start(row_b.shape)
-    columns = (sums.right_NE, sums.positive_N, column_N, sums.ids_N)
+    columns = (sums.right_NE, column_N, sums.ids_N)
     (left_gradient_bE, scale_gradient_b), right_gradient_NE = _over_tiles(walk, start, columns, tile)
     left_gradient_bE = jax.lax.psum(left_gradient_bE, "model")
     shares = jax.lax.psum_scatter(right_gradient_NE, ("replica", "data"), scatter_dimension=0, tiled=True)
     right_gradient_bE = _join_shares(shares.astype(jnp.float32), jax.lax.axis_size("model"))
-    diagonal_b1 = (jax.nn.sigmoid(sums.row_b) + jax.nn.sigmoid(sums.column_b))[:, None]
-    factor = 1 / (2 * left_bE.shape[0] * jax.lax.axis_size(("replica", "data")))
+    diagonal_b = jax.nn.sigmoid(sums.row_b) + jax.nn.sigmoid(sums.column_b)
+    of_positives = jax.lax.psum(jnp.sum(diagonal_b * (sums.positive_b - middle)), ("replica", "data"))
+    factor, diagonal_b1 = 1 / (2 * batch), diagonal_b[:, None]
     return (
         factor * logit_scale * (left_gradient_bE - diagonal_b1 * right_bE.astype(jnp.float32)),
         factor * logit_scale * (right_gradient_bE - diagonal_b1 * left_bE.astype(jnp.float32)),
-        factor * jax.lax.psum(jnp.sum(scale_gradient_b), mesh_lib.AXES),
+        factor * (jax.lax.psum(jnp.sum(scale_gradient_b), mesh_lib.AXES) - of_positives),
     )

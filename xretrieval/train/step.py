@@ -75,8 +75,11 @@ def train_step(
     if UNITS in gradients["tower"]:
         metrics["gradient_norm_units"] = optax.tree.norm(gradients["tower"][UNITS])
     params = optax.apply_updates(state.params, updates)
-    # Clamped here, not in the loss, where a scale beyond the clamp would have no gradient to come back by.
-    params["log_logit_scale"] = jnp.minimum(params["log_logit_scale"], np.float32(np.log(config.loss.max_logit_scale)))
+    if config.loss.learn_logit_scale:
+        # Clamped here, not in the loss, where a scale beyond the clamp would have no gradient to come back by.
+        params["log_logit_scale"] = jnp.minimum(params["log_logit_scale"], np.float32(np.log(config.loss.max_logit_scale)))
+    else:  # not by a gradient of nought, either: in a run that goes on with a fixed scale, Adam's moments still are of a learned one
+        params["log_logit_scale"] = state.params["log_logit_scale"]
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
     metrics["skipped"] = 1.0 - finite
     kept, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state))
