@@ -1,18 +1,17 @@
 """The loop: no wait for the device, the same run however often it is stopped, nothing that is not finite in a state, and metrics that add up."""
 
 import json
+import os
 import shutil
+import signal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax._src.array import ArrayImpl
 
 from benchmarks import tiny_run
-from xretrieval.corpora import shards
-from xretrieval.data import records
-from xretrieval.errors import UserError
+from xretrieval.errors import Preempted, UserError
 from xretrieval.model.tower import TowerConfig
 from xretrieval.train import checkpoint, profile, run
 from xretrieval.train.loss import LossConfig
@@ -101,75 +100,6 @@ def test_a_transfer_that_nobody_asked_for_is_an_error(tmp_path, monkeypatch):
         tiny_run.run(tmp_path)
 
 
-@pytest.fixture
-def poisoned(monkeypatch):
-    """At a step, one entry of a parameter becomes NaN before the real step is taken."""
-    step = run.train_step
-
-    def poison(at, name, where):
-        count = [0]
-
-        def poisoning(state, batch, config, optimizer):
-            count[0] += 1
-            if count[0] == at:
-                table = state.params["tower"][name]
-                with jax.transfer_guard("allow"):
-                    values = np.array(table)
-                    values[where] = np.nan
-                    state.params["tower"][name] = jax.device_put(values, table.sharding)
-            return step(state, batch, config, optimizer)
-
-        monkeypatch.setattr(run, "train_step", poisoning)
-
-    return poison
-
-
-def test_nan_in_a_parameter_stops_the_run_and_is_in_no_checkpoint(tmp_path, poisoned):
-    poisoned(6, "final_norm.scale_D", 3)
-    with pytest.raises(
-        UserError, match=r"step 6: the loss is nan, its update was not applied; .*OptimizerConfig.learning_rate.*max_skipped_steps"
-    ):
-        tiny_run.run(tmp_path)
-    assert checkpoint.steps(tmp_path / "train") == [4]
-    assert lines(tmp_path)[-1]["step"] == 6
-    assert (lines(tmp_path)[-1]["loss"], lines(tmp_path)[-1]["skipped"]) == (None, 1.0)
-
-
-def test_nan_in_a_row_that_no_loss_sees_is_not_saved(tmp_path, poisoned):
-    """Of the padding rows of a table: nothing is looked up there, so loss and gradient stay finite."""
-    poisoned(6, "embedding.text_VD", (-1, 0))
-    with pytest.raises(UserError, match=r"8: not saved, for params/tower/embedding.text_VD holds numbers that are not finite"):
-        tiny_run.run(tmp_path)
-    assert checkpoint.steps(tmp_path / "train") == [4]
-
-
-def test_a_gradient_that_overflows_is_not_applied_and_so_many_are_left_out_as_the_run_allows(tmp_path, capsys):
-    """A loss of 1e25 is finite; the square of its gradient is not."""
-    huge = {"loss": LossConfig(spread_out_weight=1e25), "checkpoint_every": 1}
-    with pytest.raises(UserError, match="step 1: the gradient norm is inf, its update was not applied"):
-        tiny_run.run(tmp_path / "none", **huge)
-    assert not checkpoint.steps(tmp_path / "none/train")
-    tiny_run.run(tmp_path / "some", **huge, max_skipped_steps=3, stop_after=2)
-    assert "step 2: the gradient norm is inf, its update was not applied (2 of 3 such steps)" in capsys.readouterr().err
-    assert {line["learning_rate"] for line in lines(tmp_path / "some")} == {0.0}, "the schedule counts updates"
-    # How many there were is part of the checkpoint: starting again does not begin a new count.
-    with pytest.raises(UserError, match=r"step 4: the gradient norm .* train.max_skipped_steps = 4"):
-        tiny_run.run(tmp_path / "some", **huge, max_skipped_steps=3)
-    assert checkpoint.steps(tmp_path / "some/train") == [2, 3]
-
-
-def test_a_token_outside_the_vocabulary_is_refused_before_a_step_sees_it(tmp_path):
-    data = tiny_run.data(tmp_path / "records")
-    directory = tmp_path / "records/speech"
-    count = len(data.tasks[0].records)
-    pairs = data.tasks[0].records.read(np.arange(count))
-    pairs = [(np.full_like(left, 64), right, pair) for left, right, pair in pairs]
-    shards.commit_shard(str(directory), 0, 1, "other", [records.pack(*pair) for pair in pairs], {})
-    with pytest.raises(UserError, match="task speech: token 64 is outside the vocabulary of 64"):
-        tiny_run.run(tmp_path)
-    assert not checkpoint.steps(tmp_path / "train")
-
-
 @pytest.mark.parametrize(
     "changed,message",
     [
@@ -232,7 +162,8 @@ def test_rates_and_flops_add_up(whole):
 
     shape = Shape(shape["row_length"], shape["rows"], shape["num_segments"])
     pipeline = BatchPipeline(data.tasks, 16, 64, 0, 8, shape)
-    for line in found:
+    assert "step_seconds" not in found[0], "it holds the compilation"
+    for line in found[1:]:
         tokens = int((pipeline.batch(line["step"] - 1)["segment_ids"] > 0).sum())
         assert line["tokens_per_second"] * line["step_seconds"] == pytest.approx(tokens)
         assert line["pairs_per_second"] * line["step_seconds"] == pytest.approx(16)
@@ -267,13 +198,18 @@ def test_attended_pairs_are_those_of_the_mask(causal, window):
     assert flops == pytest.approx(17 * (6 * 1000 + 4 * 100) + 12 * 2 * 16 * pairs + 6 * 2 * 2 * 32)
 
 
-def test_a_profile_is_written_for_the_steps_that_were_asked_for(tmp_path):
+def test_a_profile_is_written_for_the_steps_that_were_asked_for(tmp_path, capsys):
     tiny_run.run(tmp_path, profile="3:4", stop_after=5)
     assert list((tmp_path / "train/profile").rglob("*.xplane.pb"))
     for wrong in ("3", "4:3", "0:2", "a:b", "3:4:5", "-1:4"):
         with pytest.raises(UserError, match="give the first and the last step"):
-            profile.parse(wrong)
-    assert profile.parse(None) is None
+            profile.parse(wrong, 12)
+    with pytest.raises(UserError, match="--profile 12:13: the run has 12 steps"):
+        profile.parse("12:13", 12)
+    assert profile.parse(None, 12) is None
+    assert not capsys.readouterr().err
+    tiny_run.run(tmp_path, profile="3:4")
+    assert "--profile 3:4: 5 steps are done already, nothing is traced" in capsys.readouterr().err
 
 
 def test_saves_are_reported(whole, capsys):
@@ -282,3 +218,45 @@ def test_saves_are_reported(whole, capsys):
         assert line["save_bytes_per_second"] == pytest.approx(line["save_bytes"] / line["save_seconds"])
         assert line["save_blocked_seconds"] > 0
     assert len(lines(whole, "save_seconds")) == 3
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_run_that_is_stopped_where_validation_is_due_has_it_when_it_goes_on(tmp_path, last):
+    """SIGTERM gives seconds: it saves, and does not wait for a validation."""
+    told, step, measured = 12 if last else 6, run.train_step, []
+
+    def signalled(state, batch, config, optimizer):
+        count[0] += 1
+        if count[0] == told:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(state, batch, config, optimizer)
+
+    def validate(config, params, compute):
+        measured.append(count[0])
+        return {"validation/r1": 0.5}
+
+    count = [0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "train_step", signalled)
+        with pytest.raises(Preempted):
+            tiny_run.run(tmp_path, validate=validate, validate_every=6)
+    assert checkpoint.steps(tmp_path / "train")[-1] == told
+    assert measured == ([6] if last else [])
+    for _ in range(2):  # and once only
+        assert tiny_run.run(tmp_path, validate=validate, validate_every=6) == 12
+    assert [line["step"] for line in lines(tmp_path, "validation/r1")] == [6, 12]
+    assert len(measured) == 2
+
+
+def test_the_scale_is_that_of_the_config(tmp_path, capsys):
+    tiny_run.run(tmp_path, stop_after=3, optimizer=OptimizerConfig(warmup_steps=2, learning_rate=0.1))
+    before = lines(tmp_path)[-1]["logit_scale"]
+    # Adam's moments are of a scale that was learned, and would go on to move it.
+    tiny_run.run(tmp_path, stop_after=2, loss=LossConfig(learn_logit_scale=False))
+    fixed = [line["logit_scale"] for line in lines(tmp_path)][3:]
+    assert len(set(fixed)) == 1
+    assert fixed[0] == pytest.approx(before, rel=0.3)
+    assert "the logit scale is" not in capsys.readouterr().err
+    tiny_run.run(tmp_path, stop_after=1, loss=LossConfig(initial_logit_scale=5.0, max_logit_scale=10.0))
+    assert f"the logit scale is {fixed[0]:.1f}, LossConfig.max_logit_scale 10: it begins there" in capsys.readouterr().err
+    assert lines(tmp_path)[-1]["logit_scale"] == pytest.approx(10.0)

@@ -134,8 +134,7 @@ def steps_for(arguments: argparse.Namespace, overrides: list[str], root: pathlib
             timing = [*overrides, f"WORKDIR={scratch}", "train.log_every=1"]
             run_verb("train", [GIN_FILE], [*timing, "train.stop_after=21"])
             lines = [json.loads(line) for line in (pathlib.Path(scratch) / "metrics.jsonl").read_text().splitlines()]
-        # The first step holds the compilation.
-        taken = [line["step_seconds"] for line in lines if "step_seconds" in line][1:]
+        taken = [line["step_seconds"] for line in lines if "step_seconds" in line]
         seconds = sum(taken) / len(taken)
         known = {"minutes": arguments.minutes, "seconds_a_step": seconds, "num_steps": max(1, round(arguments.minutes * 60.0 / seconds))}
         write_json(path, known)

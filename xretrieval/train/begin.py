@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -138,8 +139,8 @@ def initial_state(
     init_from: str | None,
     unit_init: UnitInit,
     data: TrainingData,
-) -> tuple[TrainState, int, int]:
-    """The newest checkpoint's state, its step, and how many steps before it were skipped; or a fresh state (with the parameters of `init_from`).
+) -> tuple[TrainState, int, int, bool]:
+    """The newest checkpoint's state with its manifest's step, skipped and unmeasured; or a fresh state (with the parameters of `init_from`).
 
     Raises:
       UserError: more steps are done than `num_steps`, `init_from` is another tower than the run's or holds what is not finite, or no checkpoint
@@ -148,18 +149,31 @@ def initial_state(
     check_lookup(step.compute.dtype)
     newest = checkpoints.restore_newest(state_lib.abstract(step.tower, tx, trainable))
     if newest is None:
-        state, done, skipped = _fresh_state(step, tx, seed, trainable, init_from, unit_init, data), 0, 0
+        state, done, skipped, unmeasured = _fresh_state(step, tx, seed, trainable, init_from, unit_init, data), 0, 0, False
     else:
-        state, done, skipped = newest[0], newest[1].step, newest[1].skipped
+        state, (done, skipped, unmeasured) = newest[0], (newest[1].step, newest[1].skipped, newest[1].unmeasured)
     if done > num_steps:
         raise UserError(f"{checkpoints.root.parent}: {done} steps are done already; set train.num_steps to more, or give another workdir")
     try:
-        checkpoint.check_finite(state)  # as every save does: compiled here, where no step waits for it
+        state_lib.check_finite(state)  # as every save does: compiled here, where no step waits for it
     except UserError as error:
         raise UserError(
             f"{init_from if init_from and not done else checkpoints.root}: {error}; start from another model or workdir"
         ) from error
-    return state, done, skipped
+    return _clamped(state, step.loss), done, skipped, unmeasured
+
+
+def _clamped(state: TrainState, loss: LossConfig) -> TrainState:
+    """The state with its logit scale at most that of the config, which is said: a model or a checkpoint may have a higher one."""
+    scale, most = state.params["log_logit_scale"], np.float32(np.log(loss.max_logit_scale))
+    found = float(jax.device_get(scale))
+    if not loss.learn_logit_scale or found <= most:
+        return state
+    if jax.process_index() == 0:
+        print(
+            f"the logit scale is {np.exp(found):.1f}, LossConfig.max_logit_scale {loss.max_logit_scale:g}: it begins there", file=sys.stderr
+        )
+    return state._replace(params={**state.params, "log_logit_scale": jax.device_put(most, scale.sharding)})
 
 
 def _fresh_state(

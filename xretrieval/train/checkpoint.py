@@ -18,13 +18,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from xretrieval import distributed, stderr
 from xretrieval.errors import UserError
 from xretrieval.train import manifest as manifest_lib
+from xretrieval.train import state as state_lib
 from xretrieval.train.manifest import Damaged, Manifest
 from xretrieval.train.state import TrainState
 
@@ -75,21 +74,6 @@ def _load(folder: pathlib.Path, abstract: TrainState) -> TrainState:
     except (ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{folder}: the checkpoint is of another model ({reason}); use its config.gin or another workdir") from error
-
-
-@jax.jit
-def _finite(state: TrainState) -> jax.Array:
-    """Whether all entries of each leaf are finite, bool [leaves]."""
-    return jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(state)])
-
-
-def check_finite(state: TrainState, finite: jax.Array | None = None) -> None:
-    """UserError naming a leaf that is not finite; `finite` is what was found out on the devices before."""
-    found = np.asarray(jax.device_get(_finite(state) if finite is None else finite))
-    if not found.all():
-        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(state)]
-        names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, ok in zip(paths, found, strict=True) if not ok]
-        raise UserError(f"{names[0]} holds numbers that are not finite" + (f", and {len(names) - 1} others" if len(names) > 1 else ""))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,8 +164,8 @@ class Checkpoints:
             elif re.fullmatch(r"\d+\.deleting", path.name):
                 manifest_lib.remove(path)
 
-    def save(self, step: int, state: TrainState, skipped: int = 0) -> None:
-        """Saves a state as of `step` finished steps; returns when it is copied to the host.
+    def save(self, step: int, state: TrainState, skipped: int = 0, unmeasured: bool = False) -> None:
+        """Saves a state as of `step` finished steps; returns when it is copied to the host. The rest is for the manifest.
 
         Training may then go on and give the state's buffers away. A save that is still under way is waited for.
 
@@ -192,7 +176,7 @@ class Checkpoints:
         self.wait()
         begun = time.monotonic()
         folder = self.root / f"{step}.saving"
-        finite = _finite(state)
+        finite = state_lib.finite(state)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             response = ocp.save_async(folder, state._asdict())
@@ -204,25 +188,25 @@ class Checkpoints:
         def finish() -> None:
             try:
                 response.result()
-                check_finite(abstract, finite)
-                size = self._commit(folder, step, skipped)
-                self.saved.append(Saved(step, size, time.monotonic() - begun, blocked))
+                state_lib.check_finite(abstract, finite)
+                manifest = self._commit(folder, step, skipped, unmeasured)
+                self.saved.append(Saved(step, manifest.bytes, time.monotonic() - begun, blocked))
             except BaseException as error:
                 self._error = _failed(self.root / str(step), error)
 
         self._thread = threading.Thread(target=finish, name=f"save of step {step}", daemon=True)
         self._thread.start()
 
-    def _commit(self, folder: pathlib.Path, step: int, skipped: int) -> int:
-        """Commits what Orbax has written, and deletes old steps; returns the bytes. Every process hashes a part of the files."""
+    def _commit(self, folder: pathlib.Path, step: int, skipped: int, unmeasured: bool) -> Manifest:
+        """Commits what Orbax has written, and deletes old steps. Every process hashes a part of the files."""
         first = jax.process_index() == 0
         names = _together("files", lambda: manifest_lib.files_of(folder) if first else [])[0]
         mine = names[jax.process_index() :: jax.process_count()]
         parts = _together("hashes", lambda: manifest_lib.hashes(folder, mine, to_disk=True))
         files = {name: (size, digest) for part in parts for name, (size, digest) in part.items()}
-        manifest = Manifest(step, self.identity, skipped, files)
+        manifest = Manifest(step, self.identity, skipped, unmeasured, files)
         _together("commit", lambda: self._take_name(folder, manifest) if first else None)
-        return manifest.bytes
+        return manifest
 
     def _take_name(self, folder: pathlib.Path, manifest: Manifest) -> None:
         """The folder of a save becomes that of its step."""
@@ -248,6 +232,12 @@ class Checkpoints:
             return step not in self._damaged and manifest_lib.read(self.root / str(step)).identity == self.identity
         except Damaged:
             return False
+
+    def measured(self, step: int) -> None:
+        """Notes that the validation of a committed step has been done."""
+        if jax.process_index() == 0:
+            folder = self.root / str(step)
+            manifest_lib.write(folder, dataclasses.replace(manifest_lib.read(folder), unmeasured=False))
 
     def check(self) -> None:
         """UserError where the save in the background has failed."""

@@ -42,11 +42,17 @@ class Steps:
     measure: Callable[[TrainState], dict[str, float]] | None
     due: dict[str, Callable[[int], bool]]
 
-    def run(self, state: TrainState, start: int, batches: Iterable[dict[str, np.ndarray]]) -> None:
-        """Takes a step with each batch, from step `start` + 1 on; a signal stops it after the step under way, which is saved."""
+    def run(self, state: TrainState, start: int, unmeasured: bool, batches: Iterable[dict[str, np.ndarray]]) -> None:
+        """Takes a step with each batch, from step `start` + 1 on; a signal stops it after the step under way, which is saved.
+
+        With `unmeasured`, the measure of step `start` is still to be taken, for the run was stopped there.
+        """
         reporter, checkpoints = self.reporter, self.checkpoints
         # An implicit transfer would be a wait for the device that nobody asked for.
         with reporter, StopOnSignal() as stop, self.profiler, jax.transfer_guard("disallow"):
+            if unmeasured:
+                self._measure(start, state)
+                checkpoints.measured(start)
             for step, batch in enumerate(batches, start + 1):
                 checkpoints.check()
                 self.profiler.before(step, state)
@@ -56,17 +62,21 @@ class Steps:
                 reporter.saves(checkpoints.saved)
                 stopping = stop.requested(step)
                 saving = stopping or self.due["save"](step)
-                measuring = self.measure is not None and not stopping and self.due["measure"](step)
+                measuring = self.measure is not None and self.due["measure"](step)
                 if saving or measuring:
                     reporter.flush(write=True)  # a step that is saved is a step whose metrics are written
-                if self.measure is not None and measuring:
-                    with reporter.paused():
-                        reporter.writer.write(step, self.measure(state))
+                if measuring and not stopping:  # who asks to stop does not wait for it
+                    self._measure(step, state)
                 if saving:
                     with reporter.paused():
-                        checkpoints.save(step, state, reporter.skipped)
+                        checkpoints.save(step, state, reporter.skipped, unmeasured=measuring and stopping)
                 if stopping:
                     checkpoints.wait()
                     raise KeyboardInterrupt if stop.signal == signal.SIGINT else Preempted(step)
             checkpoints.wait()
             reporter.saves(checkpoints.saved)
+
+    def _measure(self, step: int, state: TrainState) -> None:
+        if self.measure is not None:
+            with self.reporter.paused():
+                self.reporter.writer.write(step, self.measure(state))

@@ -26,12 +26,14 @@ class Manifest:
       step: finished steps.
       identity: of the run that it belongs to (`identity.fingerprint`).
       skipped: steps up to it whose update was not finite, and left out.
+      unmeasured: whether its validation was due and is still to come: the run was asked to stop.
       files: path in the folder -> (bytes, sha256).
     """
 
     step: int
     identity: str
     skipped: int
+    unmeasured: bool
     files: dict[str, tuple[int, str]]
 
     def encode(self) -> bytes:
@@ -46,7 +48,7 @@ class Manifest:
         try:
             content = json.loads(text)
             files = {name: (int(size), str(digest)) for name, (size, digest) in content["files"].items()}
-            found = cls(content["step"], content["identity"], content["skipped"], files)
+            found = cls(content["step"], content["identity"], content["skipped"], content["unmeasured"], files)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError("no manifest") from error
         if found.encode() != text:

@@ -67,8 +67,7 @@ class Reporter:
       learning_rates_T: of every update of the run, from the first on.
       log_every: in steps.
       max_skipped: how many steps of the run may be skipped for a loss or gradient that is not finite; at one more it stops.
-      start: steps that are done.
-      skipped: of those, how many were skipped.
+      skipped: how many were before the first step of this call.
     """
 
     def __init__(
@@ -78,14 +77,13 @@ class Reporter:
         learning_rates_T: np.ndarray,
         log_every: int,
         max_skipped: int,
-        start: int,
         skipped: int,
     ):
         self.writer, self.throughput, self.learning_rates_T = writer, throughput, learning_rates_T
         self.log_every, self.max_skipped, self.skipped = log_every, max_skipped, skipped
         self._pending: tuple[int, dict] | None = None
         self._saved: list[Saved] = []
-        self._last, self._since, self._paused = start, time.monotonic(), 0.0
+        self._last, self._since, self._paused = 0, math.nan, 0.0
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes a step's metrics while it is computed, and reports on the step before.
@@ -103,11 +101,13 @@ class Reporter:
         (step, metrics), self._pending = self._pending, None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         skipped = values["skipped"] > 0
+        now, first = time.monotonic(), math.isnan(self._since)
         if write or skipped or step % self.log_every == 0:
-            now = time.monotonic()
-            rates = self.throughput.rates(self._last, step, max(now - self._since - self._paused, 1e-9))
+            # The first step of a call has no rates: it waited for the compiler.
+            rates = {} if first else self.throughput.rates(self._last, step, max(now - self._since - self._paused, 1e-9))
             rate = float(self.learning_rates_T[step - 1 - self.skipped])
             self.writer.write(step, {**values, "learning_rate": rate, **rates})
+        if write or skipped or first or step % self.log_every == 0:
             self._last, self._since, self._paused = step, now, 0.0
         if skipped:
             self._skip(step, values)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from typing import Any
 
 import jax
@@ -9,11 +10,11 @@ import jax
 from xretrieval.errors import UserError
 
 
-def parse(text: str | None) -> tuple[int, int] | None:
+def parse(text: str | None, num_steps: int) -> tuple[int, int] | None:
     """The first and the last step of "10:15"; None for none.
 
     Raises:
-      UserError: it is not two steps, the first from 1 on and not after the last.
+      UserError: it is not two steps, the first from 1 on and not after the last, or the run has no such steps.
     """
     if text is None:
         return None
@@ -21,16 +22,21 @@ def parse(text: str | None) -> tuple[int, int] | None:
     first, last = map(int, match.groups()) if match else (0, 0)
     if not 1 <= first <= last:
         raise UserError(f"--profile {text}: give the first and the last step to trace, as 10:15")
+    if last > num_steps:
+        raise UserError(f"--profile {text}: the run has {num_steps} steps; give some of these")
     return first, last
 
 
 class Profiler:
     """Traces the steps from `first` to `last` into a folder; a run that is resumed within them traces those that are left.
 
-    The device is waited for at both ends, so that the trace holds these steps and no part of others.
+    It is said where all of them are done, after `start` steps. The device is waited for at both ends, so that the trace holds these steps and no part of others.
     """
 
-    def __init__(self, window: tuple[int, int] | None, folder: str | os.PathLike):
+    def __init__(self, window: tuple[int, int] | None, folder: str | os.PathLike, start: int):
+        if window and window[1] <= start and jax.process_index() == 0:
+            # Not an error: a run that was stopped is started again by the same command.
+            print(f"--profile {window[0]}:{window[1]}: {start} steps are done already, nothing is traced", file=sys.stderr)
         self.window, self.folder, self._running = window or (0, -1), os.fspath(folder), False
 
     def __enter__(self) -> "Profiler":

@@ -85,7 +85,11 @@ def train(
     """
     counts = {"num_steps": num_steps, "batch_size": batch_size, "microbatches": microbatches, "log_every": log_every}
     begin.check_whole(**counts, checkpoint_every=checkpoint_every, keep_checkpoints=keep_checkpoints)
-    traced, mesh, tx = profile_lib.parse(profile), mesh_lib.make_mesh(mesh_model, mesh_replica), make_optimizer(optimizer, num_steps)
+    traced, mesh, tx = (
+        profile_lib.parse(profile, num_steps),
+        mesh_lib.make_mesh(mesh_model, mesh_replica),
+        make_optimizer(optimizer, num_steps),
+    )
     config = dataclasses.replace(tower, text_size=data.text_size, num_units=data.num_units)
     settings = begin.settings(optimizer, loss, compute, mesh, num_steps=num_steps, microbatches=microbatches)
     identity = begin.check_run(workdir, data, config, trainable, init_from, unit_init, batch_size, seed, mesh, settings)
@@ -95,15 +99,17 @@ def train(
     with jax.set_mesh(mesh), Checkpoints(workdir, identity, keep_checkpoints) as checkpoints:
         begin.describe(step_config, pipeline, mesh)
         check_agreement(identity, step_config, tx, trainable, pipeline.shape, batch_size)
-        state, start, skipped = begin.initial_state(checkpoints, step_config, tx, num_steps, seed, trainable, init_from, unit_init, data)
+        state, start, skipped, unmeasured = begin.initial_state(
+            checkpoints, step_config, tx, num_steps, seed, trainable, init_from, unit_init, data
+        )
         end = num_steps if stop_after is None else min(num_steps, start + stop_after)
         throughput, rates = Throughput.of(config, state, pipeline.schedule, mesh), learning_rates(optimizer, num_steps)
-        reporter = Reporter(MetricWriter(workdir, start), throughput, rates, log_every, max_skipped_steps, start, skipped)
+        reporter = Reporter(MetricWriter(workdir, start), throughput, rates, log_every, max_skipped_steps, skipped)
         take = functools.partial(train_step, config=step_config, optimizer=tx)
         measure = None if validate is None else lambda state: validate(config, state_lib.whole(state, trainable), compute)
         due = {"save": lambda step: step % checkpoint_every == 0 or step == end}
         due["measure"] = lambda step: step == num_steps or (validate_every > 0 and step % validate_every == 0)
-        steps = Steps(take, mesh, checkpoints, reporter, profile_lib.Profiler(traced, f"{workdir}/profile"), measure, due)
+        steps = Steps(take, mesh, checkpoints, reporter, profile_lib.Profiler(traced, f"{workdir}/profile", start), measure, due)
         with contextlib.closing(pipeline.batches(start, end, mesh_lib.local_shards(mesh, microbatches))) as batches:
-            steps.run(state, start, track(batches, end - start, "training") if distributed.first() else batches)
+            steps.run(state, start, unmeasured, track(batches, end - start, "training") if distributed.first() else batches)
     return end

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from xretrieval import mesh as mesh_lib
+from xretrieval.errors import UserError
 from xretrieval.model import tower
 from xretrieval.train import trainable as trainable_lib
 from xretrieval.train.trainable import TrainableConfig
@@ -60,3 +61,18 @@ def abstract(config: tower.TowerConfig, optimizer: optax.GradientTransformation,
     """Shapes, dtypes and shardings of a state on the mesh in context: the tree that a checkpoint is restored into."""
     made = jax.eval_shape(lambda: create(config, optimizer, 1.0, 0, trainable))
     return jax.tree.map(mesh_lib.placed, made)
+
+
+@jax.jit
+def finite(state: TrainState) -> jax.Array:
+    """Whether all entries of each leaf are finite, bool [leaves]."""
+    return jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(state)])
+
+
+def check_finite(state: TrainState, leaves: jax.Array | None = None) -> None:
+    """UserError naming a leaf that is not finite; `leaves` is what `finite` gave before."""
+    found = np.asarray(jax.device_get(finite(state) if leaves is None else leaves))
+    if not found.all():
+        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+        names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, ok in zip(paths, found, strict=True) if not ok]
+        raise UserError(f"{names[0]} holds numbers that are not finite" + (f", and {len(names) - 1} others" if len(names) > 1 else ""))
