@@ -1,5 +1,7 @@
 """The loss against its float64 reference, in value and gradient, on meshes of one device to eight, in tiles that divide the batch and that do not."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -20,6 +22,14 @@ def sides(size=SIZE, width=16, noise=None, seed=0):
     return [(x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32) for x in (left, right)]
 
 
+@functools.cache  # a case has its data, but not its program, for itself
+def gradient_function(config, dtype):
+    def value(left, right, scale, *arrays):
+        return contrastive_loss(left, right, scale, *arrays, config, dtype)
+
+    return jax.jit(jax.value_and_grad(value, argnums=(0, 1, 2), has_aux=True))
+
+
 def ours(left, right, scale, ids, config, devices=1, model=1, replica=1, place=None, dtype="float32"):
     """(value, gradients of left, right and scale, parts), on so many devices."""
     mesh = mesh_lib.make_mesh(model, replica, jax.devices()[:devices])
@@ -27,14 +37,7 @@ def ours(left, right, scale, ids, config, devices=1, model=1, replica=1, place=N
     with jax.set_mesh(mesh):
         put = lambda x: jax.device_put(x, mesh_lib.sharding(mesh, "batch", *[None] * (x.ndim - 1)))
         arrays = tuple(put(np.asarray(x, np.int32)) for x in ids), put(np.asarray(place, np.int32))
-
-        @jax.jit
-        def function(left, right, scale):
-            return jax.value_and_grad(lambda *x: contrastive_loss(*x, *arrays, config, dtype), argnums=(0, 1, 2), has_aux=True)(
-                left, right, scale
-            )
-
-        (value, parts), gradients = function(put(left), put(right), np.float32(scale))
+        (value, parts), gradients = gradient_function(config, dtype)(put(left), put(right), np.float32(scale), *arrays)
         return float(value), [np.asarray(x) for x in gradients], jax.tree.map(float, parts)
 
 
@@ -57,6 +60,7 @@ MESHES = {
     "2": (2, 1, 1, 16),
     "4": (4, 1, 2, 7),
     "8": (8, 1, 1, 7),
+    "8, replica 2, model 2": (8, 2, 2, 16),
     "8, model 4": (8, 4, 1, 5),
 }
 
@@ -72,13 +76,8 @@ def expected(left, right, scale, ids, place, spread_out_weight=0.0, margin=0.0):
     return value, gradients
 
 
-# All cases on one device and on eight; those with most parts on every mesh.
-EVERYWHERE = ("spread_out", "same_texts")
-
-
-@pytest.mark.parametrize(
-    "case,mesh", [(case, mesh) for case in CASES for mesh in MESHES if case in EVERYWHERE or mesh.startswith(("1", "8"))]
-)
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("case", CASES)
 def test_equals_reference(case, mesh):
     (left, right), scale, ids, settings = CASES[case]
     devices, model, replica, tile = MESHES[mesh]
@@ -115,14 +114,15 @@ def test_digits_survive_alignment():
     value, _, _ = ours(left, right, 100.0, (np.arange(16),), LossConfig(spread_out_weight=0.0))
     want = references.contrastive_loss(left, right, 100.0, (np.arange(16),))
     assert 0 < want < 1e-10
-    assert value == pytest.approx(want, rel=1e-3)
+    # exp of a logit near -30, whose rounding of 2e-6 is that of its exponential; several such, and similarities of 6e-8 times the scale of 100.
+    assert value == pytest.approx(want, rel=1e-4)
 
 
 def test_swapping_the_sides_changes_nothing():
     left, right = sides()
     ids = (EACH // 2,)
     one, other = (ours(*pair, 20.0, ids, LossConfig(tile=7), 8)[0] for pair in ((left, right), (right, left)))
-    assert one == pytest.approx(other, rel=1e-6)
+    assert one == pytest.approx(other, rel=1e-6)  # sums in another order
 
 
 def test_accuracy_is_of_the_similarities_alone():
