@@ -164,7 +164,7 @@ def compare(name: str, chosen: list[np.ndarray], model, ours: Ours, row_length: 
 
 
 def operation_rate(config: tower.TowerConfig, compute: tower.ComputeConfig, batch: int, length: int, side: int) -> dict:
-    """Model FLOP/s of forward and backward over full rows, beside one bfloat16 product of `side` x `side` matrices in the same process.
+    """Model FLOP/s of the tower's forward and backward pass over full rows, without loss and optimizer, beside one bfloat16 product of `side` x `side` matrices in the same process.
 
     Counted are 6 operations a token for each weight of the layers, and in causal attention 12 * H * C for each token that one sees, on average
     length / 2 in a global layer and about the window in a local one; not what remat does again.

@@ -69,7 +69,8 @@ def compiled(microbatches, pairs=64):
 def test_memory_is_that_of_one_part_and_the_looked_up_tokens():
     whole, parts = (compiled(n)[1].memory_analysis().temp_size_in_bytes for n in (1, 8))
     looked_up = 64 * 64 * runs.CONFIG.width * 4
-    # Tokens that are looked up, and their gradient; beyond these an eighth of the activations, and as much again for what both have in common.
+    # Tokens that are looked up, and their gradient; beyond these an eighth of the activations, and as much again for what both have in common
+    # (gradients of the parameters, the loss): a quarter of what the whole batch takes.
     assert parts < 2 * looked_up + whole / 4
     assert whole > 8 * looked_up, "the test's tower has activations worth speaking of"
 
