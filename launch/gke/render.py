@@ -46,7 +46,7 @@ class Settings:
       node_selectors: further labels that the nodes must have.
       environment: further variables, none of them secret.
       spot: on Spot nodes.
-      restart_on: exit codes after which all pods begin again.
+      restart_on: exit codes after which all pods begin again. Without 76 (a peer was lost) a node that dies mostly ends the run, see `_pod_rules`.
       max_restarts: how often, disruptions included.
       grace_seconds: from SIGTERM to SIGKILL: the time that a save may take. Spot nodes give 25 s, whatever stands here.
       arguments: of `xretrieval train`.
@@ -135,9 +135,12 @@ def jobset(settings: Settings) -> dict:
 
 def _pod_rules(settings: Settings) -> list[dict]:
     """In order, the first that fits: a disrupted pod counts against `backoffLimit`, another exit code fails the job by this policy; one of
-    `restart_on` fits no rule, so it counts as well."""
+    `restart_on` fits no rule, so it counts as well.
+
+    The first pods that are seen to have failed decide, and among these FailJob. Where a node dies without a word, they are the others: they miss
+    their peer within 100 s and end with 76, while the dead node's pod is marked as disrupted after five minutes, by Kubernetes' defaults."""
     return [
-        # The node goes away (preempted, drained): whatever the process still came to, it is not its fault.
+        # The node is preempted, drained or gone: whatever the process still came to, it is not its fault.
         {"action": "Count", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
         {"action": "FailJob", "onExitCodes": {"containerName": CONTAINER, "operator": "NotIn", "values": sorted(set(settings.restart_on))}},
     ]
