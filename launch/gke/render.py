@@ -21,6 +21,10 @@ PREEMPTED = 75
 COORDINATOR_PORT = 8476  # that of xretrieval/joining.py; no other process of ours listens
 CONTAINER = "train"
 MOUNT = "/bucket"
+# Every look-up asks the bucket: by default each host keeps for a minute, or for ever on large machines, what is there and what is not, and hosts would
+# not agree on which steps there are. No renaming by copying: a step is committed by renaming its folder, which must be whole or not at all. A bucket with
+# a hierarchical namespace renames folders itself, whatever the limit; another one refuses the first save.
+MOUNT_OPTIONS = "implicit-dirs,metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0,file-system:rename-dir-limit:0"
 # Label of the nodes -> dimensions of its topologies.
 ACCELERATORS = {"tpu-v4-podslice": 3, "tpu-v5-lite-podslice": 2, "tpu-v5p-slice": 3, "tpu-v6e-slice": 2, "tpu7x": 3}
 # Shapes of tokens and keys, and names that speak of one; as in tpu_vm_settings.sh.
@@ -40,7 +44,7 @@ class Settings:
       accelerator, topology: the node pool's labels; a slice is a node pool.
       chips_per_host: chips of a node; of a topology that is smaller, all of its chips.
       slices: how many.
-      bucket: Cloud Storage bucket, mounted at /bucket: what all pods read and where WORKDIR is.
+      bucket: Cloud Storage bucket with a hierarchical namespace, mounted at /bucket: what all pods read and where WORKDIR is.
       service_account: of Kubernetes, which may use the bucket by Workload Identity: no key is needed anywhere.
       secret: a Kubernetes secret whose entries become variables of the environment; its values are never in a manifest.
       node_selectors: further labels that the nodes must have.
@@ -160,7 +164,7 @@ def _pod(settings: Settings) -> dict:
     if settings.spot:
         selectors["cloud.google.com/gke-spot"] = "true"
         tolerations.append({"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"})
-    fuse = {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": {"bucketName": settings.bucket, "mountOptions": "implicit-dirs"}}
+    fuse = {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": {"bucketName": settings.bucket, "mountOptions": MOUNT_OPTIONS}}
     return {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": settings.grace_seconds,
@@ -220,8 +224,9 @@ def parse(argv: Sequence[str]) -> Settings:
     """Settings of a command line; what is wrong ends the program with code 2 and a line that names the flag."""
     parser = argparse.ArgumentParser("python -m launch.gke.render", description="Prints a JobSet manifest.", allow_abbrev=False)
     defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
-    for name in ("name", "image", "bucket"):
+    for name in ("name", "image"):
         parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--bucket", required=True, help="with a hierarchical namespace (launch/README.md)")
     parser.add_argument("--accelerator", required=True, choices=ACCELERATORS, help="label gke-tpu-accelerator of the nodes")
     parser.add_argument("--topology", required=True, help="label gke-tpu-topology of the nodes, as 16x16")
     parser.add_argument("--chips_per_host", type=_at_least_one, default=defaults["chips_per_host"], help="of a node (4)")

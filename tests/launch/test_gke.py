@@ -132,6 +132,19 @@ def test_a_run_on_two_slices():
     assert job_of(manifest)["template"]["metadata"]["annotations"] == {"gke-gcsfuse/volumes": "true"}
 
 
+def test_hosts_see_one_bucket_and_folders_are_renamed_whole():
+    readme = (ROOT / "launch/README.md").read_text()
+    options = pod_of(made())["volumes"][0]["csi"]["volumeAttributes"]["mountOptions"].split(",")
+    settings = dict(option.rpartition(":")[::2] for option in options if ":" in option)
+    # The driver has the names of gcsfuse's configuration file; without these, gcsfuse caches what is there and what is not.
+    assert settings == {"metadata-cache:ttl-secs": "0", "metadata-cache:negative-ttl-secs": "0", "file-system:rename-dir-limit": "0"}
+    # prepare.sh of the README mounts with the same, by gcsfuse's flags.
+    flags = re.search(r"gcsfuse (--.*) my-bucket /mnt/bucket", readme)[1].split()
+    as_flags = {f"--{name.removeprefix('file-system:').replace(':', '-')}={value}" for name, value in settings.items()}
+    assert set(flags) == {"--implicit-dirs", *as_flags}
+    assert "implicit-dirs" in options
+
+
 @pytest.mark.parametrize(
     ("flags", "hosts", "chips"),
     [
