@@ -48,9 +48,13 @@ RESTART_ON=75 MAX_RESTARTS=100 RESTART_DELAY=10 ENVIRONMENT=() TRAIN_ARGUMENTS=(
 WORKER=0 SLICE=0 LINES_SHOWN=100 FOLLOW=1 STOP_TIMEOUT=600 YES=''
 DRY_RUN='' TIMEOUT=600 INSTALL_TIMEOUT=3600 ATTEMPTS=4 RETRY_DELAY=5
 
-# Shapes of tokens and keys, and names that speak of one: such a value would stand in process lists and in gcloud's logs.
-CREDENTIAL='(hf_|gh[pousr]_|glpat-|xox[bp]-)[A-Za-z0-9_-]{10,}|AIza[A-Za-z0-9_-]{20,}|AKIA[A-Z0-9]{12,}|ya29\.|sk-[A-Za-z0-9_-]{16,}|PRIVATE KEY-----'
-CREDENTIAL_NAME='^(--?|--env=|--gin\.|--set=)?[A-Za-z0-9_.-]*([Tt][Oo][Kk][Ee][Nn]|[Ss][Ee][Cc][Rr][Ee][Tt]|[Pp][Aa][Ss][Ss][Ww][Oo][Rr][Dd]|[Aa][Pp][Ii][_-]?[Kk][Ee][Yy]|[Cc][Rr][Ee][Dd][Ee][Nn][Tt][Ii][Aa][Ll][Ss]?)(=|$)'
+# Shapes of tokens and keys, and names that speak of one, in small letters: such a value would stand in process lists and in gcloud's logs. The
+# same is in gke/render.py; tests/launch/test_credentials.py holds both against one list.
+CREDENTIAL='(hf_|gh[pousr]_|github_pat_|glpat-|xox[bp]-)[A-Za-z0-9_-]{10,}|AIza[A-Za-z0-9_-]{20,}|A[KS]IA[A-Z0-9]{12,}|ya29\.|sk-[A-Za-z0-9_-]{16,}|PRIVATE KEY-----'
+# A password in a URL.
+CREDENTIAL+='|://[^/@[:space:]]*:[^/@[:space:]]+@'
+CREDENTIAL_NAME='^(--?|--env=|--gin\.|--set=)?[a-z0-9_.-]*(token|secret|credentials?|pass(word|wd|phrase)|[_-](pass|pwd)'
+CREDENTIAL_NAME+='|(api|access|account|auth|encryption|master|private|secret|signing|ssh)[_-]?keys?)(=|$)'
 
 read_settings() {
   ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) || die 2 "bash $BASH_VERSION is too old; 4.4 or later is needed"
@@ -131,12 +135,14 @@ set_flag() {
   esac
 }
 
+looks_like_a_credential() { [[ $1 =~ $CREDENTIAL || ${1,,} =~ $CREDENTIAL_NAME ]]; }
+
 # Says which argument, never its value.
 refuse_credentials() {
   local argument position=1
   for argument in "$@"; do
     position=$((position + 1))
-    if [[ $argument =~ $CREDENTIAL || $argument =~ $CREDENTIAL_NAME ]]; then
+    if looks_like_a_credential "$argument"; then
       die 2 "argument $position looks like a credential: it would stand in process lists and logs; put it in a file for setup --secrets"
     fi
   done

@@ -27,10 +27,13 @@ MOUNT = "/bucket"
 MOUNT_OPTIONS = "implicit-dirs,metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0,file-system:rename-dir-limit:0"
 # Label of the nodes -> dimensions of its topologies.
 ACCELERATORS = {"tpu-v4-podslice": 3, "tpu-v5-lite-podslice": 2, "tpu-v5p-slice": 3, "tpu-v6e-slice": 2, "tpu7x": 3}
-# Shapes of tokens and keys, and names that speak of one; as in tpu_vm_settings.sh.
+# Shapes of tokens and keys, a password in a URL, and names that speak of one. The same is in tpu_vm_settings.sh; tests/launch/test_credentials.py
+# holds both against one list.
 CREDENTIAL = re.compile(
-    r"(hf_|gh[pousr]_|glpat-|xox[bp]-)[\w-]{10,}|AIza[\w-]{20,}|AKIA[A-Z0-9]{12,}|ya29\.|sk-[\w-]{16,}|PRIVATE KEY-----"
-    r"|^(--?|--gin\.|--set=)?[\w.-]*(?i:token|secret|password|api[_-]?key|credentials?)(=|$)"
+    r"(hf_|gh[pousr]_|github_pat_|glpat-|xox[bp]-)[\w-]{10,}|AIza[\w-]{20,}|A[KS]IA[A-Z0-9]{12,}|ya29\.|sk-[\w-]{16,}|PRIVATE KEY-----"
+    r"|://[^/@\s]*:[^/@\s]+@"
+    r"|^(--?|--env=|--gin\.|--set=)?[\w.-]*(?i:token|secret|credentials?|pass(word|wd|phrase)|[_-](pass|pwd)"
+    r"|(api|access|account|auth|encryption|master|private|secret|signing|ssh)[_-]?keys?)(=|$)"
 )
 
 

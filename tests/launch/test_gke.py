@@ -201,6 +201,7 @@ def test_arguments_arrive_as_they_were_given():
         ([], ["--set", "WORKDIR=run1"], "no WORKDIR under /bucket among the arguments"),
         ([], [*RUN, f"--gin.x='{TOKEN}'"], "argument 4 looks like a credential"),
         (["--env=API_KEY=x"], RUN, "argument 4 looks like a credential"),
+        (["--env=A=b", "--env=SERVICE_PRIVATE_KEY=x"], RUN, "argument 5 looks like a credential"),
         (["--token=x"], RUN, "unrecognized arguments"),
     ],
 )

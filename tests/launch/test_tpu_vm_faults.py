@@ -164,6 +164,7 @@ def test_secrets_are_in_no_command_line(tmp_path, pod):
     "argument",
     [
         f"--env=HF_TOKEN={TOKEN}",
+        "--env=AWS_SECRET_ACCESS_KEY=x",
         "--hf-token",
         f"--gin.x='{TOKEN}'",
         "--set=API_KEY=x",
