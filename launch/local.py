@@ -3,7 +3,8 @@
     python -m launch.local --processes 4 -- xretrieval train --gin_file=gin_configs/runs/polyglot.gin
 
 Each process learns its place from its environment. When one ends, the others have some seconds to end too, and are killed then. A run that was
-preempted (exit code 75) is started again, one that failed is not; the same command goes on with it from its last checkpoint.
+preempted (exit code 75) is started again, one that failed is not; the same command goes on with it from its last checkpoint. Ctrl-C and SIGTERM go
+to every process, and nothing is started again; the second Ctrl-C kills.
 """
 
 import argparse
@@ -195,7 +196,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         restart_on = [int(code) for code in given.restart_on.split(",") if code]
     except ValueError:
-        parser.error(f"--restart_on {given.restart_on}: give exit codes, as 75,76")
+        restart_on = [0]
+    if not all(1 <= code <= 255 for code in restart_on):
+        parser.error(f"--restart_on {given.restart_on}: give exit codes from 1 to 255, as 75,76")
     launcher = Launcher(command, given.processes, given.port, given.grace)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, launcher.note)

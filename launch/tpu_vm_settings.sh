@@ -27,7 +27,7 @@ setup:
   --prepare FILE    a script to run on each worker before the installation and before each run; it may be run again
   --secrets FILE    lines NAME=VALUE for the environment of the run, mode 600; a token is never given as a flag
 run:
-  --restart-on CODES  75 (preempted) and no other, unless told: 75,134    --max-restarts N  (100)    --restart-delay SECONDS  (10)
+  --restart-on CODES  75 (preempted) and no other, unless told: 75,76    --max-restarts N  (100)    --restart-delay SECONDS  (10)
   --env NAME=VALUE    may be given several times
 logs:
   --worker N|all  (0)    --slice N  (0)    --lines N  (100)    --no-follow
@@ -171,12 +171,12 @@ flag_of() {
 }
 
 check_settings() {
-  local setting
+  local setting code='([1-9][0-9]?|1[0-9][0-9]|2[0-4][0-9]|25[0-5])'
   for setting in SLICES WAIT MAX_RESTARTS RESTART_DELAY SLICE LINES_SHOWN STOP_TIMEOUT TIMEOUT INSTALL_TIMEOUT ATTEMPTS RETRY_DELAY; do
     [[ ${!setting} =~ ^[0-9]+$ ]] || die 2 "$setting is ${!setting@Q}: must be a whole number"
   done
   ((SLICES >= 1 && ATTEMPTS >= 1 && TIMEOUT >= 1)) || die 2 "slices, attempts and timeout must be 1 or more"
-  [[ $RESTART_ON =~ ^[0-9]+(,[0-9]+)*$ ]] || die 2 "--restart-on ${RESTART_ON@Q}: must be exit codes, as 75 or 75,134"
+  [[ $RESTART_ON =~ ^$code(,$code)*$ ]] || die 2 "--restart-on ${RESTART_ON@Q}: must be exit codes from 1 to 255, as 75 or 75,76"
   [[ $PYTHON =~ ^3\.1[123]$ ]] || die 2 "--python ${PYTHON@Q}: must be 3.11, 3.12 or 3.13"
   [[ $WORKER =~ ^([0-9]+|all)$ ]] || die 2 "--worker ${WORKER@Q}: must be a number or all"
   # What gcloud takes for a name, or would take for a flag.

@@ -127,11 +127,21 @@ def test_nothing_is_started_after_a_signal_and_that_is_no_success():
     assert launcher.attempt() == 128 + signal.SIGTERM
 
 
-@pytest.mark.parametrize("flag", ["--max_restarts=-1", "--restart_delay=-1", "--restart_delay=nan"])
-def test_restarts_that_make_no_sense_are_refused(flag):
+@pytest.mark.parametrize(
+    "flag, message",
+    [
+        ("--max_restarts=-1", "--max_restarts and --restart_delay: 0 or more"),
+        ("--restart_delay=-1", "--max_restarts and --restart_delay: 0 or more"),
+        ("--restart_delay=nan", "--max_restarts and --restart_delay: 0 or more"),
+        # 0 would start again what has succeeded.
+        ("--restart_on=0", "--restart_on 0: give exit codes from 1 to 255, as 75,76"),
+        ("--restart_on=75,all", "--restart_on 75,all: give exit codes from 1 to 255, as 75,76"),
+    ],
+)
+def test_restarts_that_make_no_sense_are_refused(flag, message):
     done = launch(flag, code="")
     assert done.returncode == 2
-    assert "--max_restarts and --restart_delay: 0 or more" in done.stderr
+    assert message in done.stderr
 
 
 def test_arguments_arrive_as_they_are():
