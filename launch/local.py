@@ -3,7 +3,8 @@
     python -m launch.local --processes 4 -- xretrieval train --gin_file=gin_configs/runs/polyglot.gin
 
 Each process learns its place from its environment. When one ends, the others have some seconds to end too, and are killed then. A run that was
-preempted (exit code 75) is started again, one that failed is not; the same command goes on with it from its last checkpoint.
+preempted (exit code 75) is started again, one that failed is not; the same command goes on with it from its last checkpoint. Ctrl-C and SIGTERM go
+to every process, and nothing is started again; the second Ctrl-C kills.
 """
 
 import argparse
@@ -57,29 +58,43 @@ class Launcher:
       processes: how many.
       port: of the coordinator; None takes a free one at every start.
       grace: seconds between the end of the first process and the end of the last; the rest is killed.
-      signal: that this launcher was sent, and passed on; 0 where none was.
+      signals: that this launcher was sent, in their order. After the first one nothing more is started.
     """
 
     command: Sequence[str]
     processes: int
     port: int | None
     grace: float
-    signal: int = 0
+    signals: list[int] = dataclasses.field(default_factory=list)
+    _passed: int = 0
     _running: list[subprocess.Popen] = dataclasses.field(default_factory=list)
 
-    def pass_on(self, number: int, frame=None) -> None:
-        """A signal handler: every process gets the signal; the second Ctrl-C kills."""
-        sent = signal.SIGKILL if self.signal == number == signal.SIGINT else number
-        self.signal = number
-        for process in self._running:
-            if process.poll() is None:
-                process.send_signal(sent)
+    def note(self, number: int, frame=None) -> None:
+        """A signal handler. It only notes: it may run while a process is being made, and that one would not be told."""
+        self.signals.append(number)
+
+    def _pass_on(self) -> None:
+        """What was noted goes to every process; the second Ctrl-C kills."""
+        while self._passed < len(self.signals):
+            number, before = self.signals[self._passed], self.signals[: self._passed]
+            self._passed += 1
+            for process in self._running:
+                if process.poll() is None:
+                    process.send_signal(signal.SIGKILL if number == signal.SIGINT and number in before else number)
+
+    def pause(self, seconds: float) -> None:
+        """Waits, until a signal comes. `time.sleep` alone would sleep on after the handler."""
+        until = time.monotonic() + seconds
+        while not self.signals and (left := until - time.monotonic()) > 0:
+            time.sleep(min(0.05, left))
 
     def attempt(self) -> int:
-        """Starts all processes and waits for their end; returns one exit code for all."""
+        """Starts all processes, until a signal comes, and waits for their end; returns one exit code for all."""
         port, lock, relays = self.port or free_port(), threading.Lock(), []
         try:
             for i in range(self.processes):
+                if self.signals:
+                    break
                 # In sessions of their own: a terminal's Ctrl-C comes to them once, through here.
                 process = subprocess.Popen(
                     self.command,
@@ -102,13 +117,15 @@ class Launcher:
             for relay in relays:
                 relay.join()
             self._running.clear()
-        return outcome(ended)
+        # A run that was not all there has not succeeded, whatever its processes say.
+        return outcome(ended) or (128 + self.signals[0] if len(ended) < self.processes else 0)
 
     def _wait(self) -> list[int]:
         """Exit codes in the order of the processes' ends; those that outlive the grace are killed, and come last."""
         ended: dict[int, int] = {}
         deadline = float("inf")
         while len(ended) < len(self._running):
+            self._pass_on()
             for i, process in enumerate(self._running):
                 if i not in ended and process.poll() is not None:
                     ended[i] = process.returncode
@@ -142,13 +159,16 @@ def launch(launcher: Launcher, restart_on: Sequence[int], max_restarts: int, del
     """Attempts until one ends with a code that is not to be restarted on."""
     for restart in range(max_restarts + 1):
         code = launcher.attempt()
-        if launcher.signal or code not in restart_on:
+        if launcher.signals or code not in restart_on:
             break
         if restart == max_restarts:
             print(f"launch.local: {named(code)} after {max_restarts} restarts; it is not started again", file=sys.stderr)
             break
         print(f"launch.local: {named(code)}; starting again ({restart + 1} of at most {max_restarts} times)", file=sys.stderr)
-        time.sleep(delay)
+        launcher.pause(delay)
+        if launcher.signals:
+            print("launch.local: told to stop; it is not started again", file=sys.stderr)
+            break
     return code
 
 
@@ -171,13 +191,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("give the command after --")
     if given.processes < 1:
         parser.error("--processes: 1 or more")
+    if given.max_restarts < 0 or not 0 <= given.restart_delay < float("inf"):
+        parser.error("--max_restarts and --restart_delay: 0 or more")
     try:
         restart_on = [int(code) for code in given.restart_on.split(",") if code]
     except ValueError:
-        parser.error(f"--restart_on {given.restart_on}: give exit codes, as 75,76")
+        restart_on = [0]
+    if not all(1 <= code <= 255 for code in restart_on):
+        parser.error(f"--restart_on {given.restart_on}: give exit codes from 1 to 255, as 75,76")
     launcher = Launcher(command, given.processes, given.port, given.grace)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, launcher.pass_on)
+        signal.signal(number, launcher.note)
     try:
         return launch(launcher, restart_on, given.max_restarts, given.restart_delay)
     except OSError as error:

@@ -124,9 +124,10 @@ supervise() {
   # Into a file Python would write by the block, and a log that is followed would lag.
   export PYTHONUNBUFFERED=1
   cd "$BASE/work"
-  echo "$$" > "$RUN/supervisor"
   STOPPING='' CHILD=''
   trap 'STOPPING=1; if [[ $CHILD ]]; then kill -TERM "$CHILD" || true; fi' TERM
+  # Only now, for `stop` sends SIGTERM to whoever is named here.
+  echo "$$" > "$RUN/supervisor"
   while :; do
     train_once "$BASE/releases/$release/venv/bin/xretrieval" "$@" && code=0 || code=$?
     echo "[$(date -u +%H:%M:%S)] exit code $code"

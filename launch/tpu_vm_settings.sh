@@ -27,7 +27,7 @@ setup:
   --prepare FILE    a script to run on each worker before the installation and before each run; it may be run again
   --secrets FILE    lines NAME=VALUE for the environment of the run, mode 600; a token is never given as a flag
 run:
-  --restart-on CODES  75 (preempted) and no other, unless told: 75,134    --max-restarts N  (100)    --restart-delay SECONDS  (10)
+  --restart-on CODES  75 (preempted) and no other, unless told: 75,76    --max-restarts N  (100)    --restart-delay SECONDS  (10)
   --env NAME=VALUE    may be given several times
 logs:
   --worker N|all  (0)    --slice N  (0)    --lines N  (100)    --no-follow
@@ -48,9 +48,13 @@ RESTART_ON=75 MAX_RESTARTS=100 RESTART_DELAY=10 ENVIRONMENT=() TRAIN_ARGUMENTS=(
 WORKER=0 SLICE=0 LINES_SHOWN=100 FOLLOW=1 STOP_TIMEOUT=600 YES=''
 DRY_RUN='' TIMEOUT=600 INSTALL_TIMEOUT=3600 ATTEMPTS=4 RETRY_DELAY=5
 
-# Shapes of tokens and keys, and names that speak of one: such a value would stand in process lists and in gcloud's logs.
-CREDENTIAL='(hf_|gh[pousr]_|glpat-|xox[bp]-)[A-Za-z0-9_-]{10,}|AIza[A-Za-z0-9_-]{20,}|AKIA[A-Z0-9]{12,}|ya29\.|sk-[A-Za-z0-9_-]{16,}|PRIVATE KEY-----'
-CREDENTIAL_NAME='^(--?|--env=|--gin\.|--set=)?[A-Za-z0-9_.-]*([Tt][Oo][Kk][Ee][Nn]|[Ss][Ee][Cc][Rr][Ee][Tt]|[Pp][Aa][Ss][Ss][Ww][Oo][Rr][Dd]|[Aa][Pp][Ii][_-]?[Kk][Ee][Yy]|[Cc][Rr][Ee][Dd][Ee][Nn][Tt][Ii][Aa][Ll][Ss]?)(=|$)'
+# Shapes of tokens and keys, and names that speak of one, in small letters: such a value would stand in process lists and in gcloud's logs. The
+# same is in gke/render.py; tests/launch/test_credentials.py holds both against one list.
+CREDENTIAL='(hf_|gh[pousr]_|github_pat_|glpat-|xox[bp]-)[A-Za-z0-9_-]{10,}|AIza[A-Za-z0-9_-]{20,}|A[KS]IA[A-Z0-9]{12,}|ya29\.|sk-[A-Za-z0-9_-]{16,}|PRIVATE KEY-----'
+# A password in a URL.
+CREDENTIAL+='|://[^/@[:space:]]*:[^/@[:space:]]+@'
+CREDENTIAL_NAME='^(--?|--env=|--gin\.|--set=)?[a-z0-9_.-]*(token|secret|credentials?|pass(word|wd|phrase)|[_-](pass|pwd)'
+CREDENTIAL_NAME+='|(api|access|account|auth|encryption|master|private|secret|signing|ssh)[_-]?keys?)(=|$)'
 
 read_settings() {
   ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) || die 2 "bash $BASH_VERSION is too old; 4.4 or later is needed"
@@ -131,12 +135,14 @@ set_flag() {
   esac
 }
 
+looks_like_a_credential() { [[ $1 =~ $CREDENTIAL || ${1,,} =~ $CREDENTIAL_NAME ]]; }
+
 # Says which argument, never its value.
 refuse_credentials() {
   local argument position=1
   for argument in "$@"; do
     position=$((position + 1))
-    if [[ $argument =~ $CREDENTIAL || $argument =~ $CREDENTIAL_NAME ]]; then
+    if looks_like_a_credential "$argument"; then
       die 2 "argument $position looks like a credential: it would stand in process lists and logs; put it in a file for setup --secrets"
     fi
   done
@@ -165,12 +171,12 @@ flag_of() {
 }
 
 check_settings() {
-  local setting
+  local setting code='([1-9][0-9]?|1[0-9][0-9]|2[0-4][0-9]|25[0-5])'
   for setting in SLICES WAIT MAX_RESTARTS RESTART_DELAY SLICE LINES_SHOWN STOP_TIMEOUT TIMEOUT INSTALL_TIMEOUT ATTEMPTS RETRY_DELAY; do
     [[ ${!setting} =~ ^[0-9]+$ ]] || die 2 "$setting is ${!setting@Q}: must be a whole number"
   done
   ((SLICES >= 1 && ATTEMPTS >= 1 && TIMEOUT >= 1)) || die 2 "slices, attempts and timeout must be 1 or more"
-  [[ $RESTART_ON =~ ^[0-9]+(,[0-9]+)*$ ]] || die 2 "--restart-on ${RESTART_ON@Q}: must be exit codes, as 75 or 75,134"
+  [[ $RESTART_ON =~ ^$code(,$code)*$ ]] || die 2 "--restart-on ${RESTART_ON@Q}: must be exit codes from 1 to 255, as 75 or 75,76"
   [[ $PYTHON =~ ^3\.1[123]$ ]] || die 2 "--python ${PYTHON@Q}: must be 3.11, 3.12 or 3.13"
   [[ $WORKER =~ ^([0-9]+|all)$ ]] || die 2 "--worker ${WORKER@Q}: must be a number or all"
   # What gcloud takes for a name, or would take for a flag.

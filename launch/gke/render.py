@@ -21,12 +21,19 @@ PREEMPTED = 75
 COORDINATOR_PORT = 8476  # that of xretrieval/joining.py; no other process of ours listens
 CONTAINER = "train"
 MOUNT = "/bucket"
+# Every look-up asks the bucket: by default each host keeps for a minute, or for ever on large machines, what is there and what is not, and hosts would
+# not agree on which steps there are. No renaming by copying: a step is committed by renaming its folder, which must be whole or not at all. A bucket with
+# a hierarchical namespace renames folders itself, whatever the limit; another one refuses the first save.
+MOUNT_OPTIONS = "implicit-dirs,metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0,file-system:rename-dir-limit:0"
 # Label of the nodes -> dimensions of its topologies.
 ACCELERATORS = {"tpu-v4-podslice": 3, "tpu-v5-lite-podslice": 2, "tpu-v5p-slice": 3, "tpu-v6e-slice": 2, "tpu7x": 3}
-# Shapes of tokens and keys, and names that speak of one; as in tpu_vm_settings.sh.
+# Shapes of tokens and keys, a password in a URL, and names that speak of one. The same is in tpu_vm_settings.sh; tests/launch/test_credentials.py
+# holds both against one list.
 CREDENTIAL = re.compile(
-    r"(hf_|gh[pousr]_|glpat-|xox[bp]-)[\w-]{10,}|AIza[\w-]{20,}|AKIA[A-Z0-9]{12,}|ya29\.|sk-[\w-]{16,}|PRIVATE KEY-----"
-    r"|^(--?|--gin\.|--set=)?[\w.-]*(?i:token|secret|password|api[_-]?key|credentials?)(=|$)"
+    r"(hf_|gh[pousr]_|github_pat_|glpat-|xox[bp]-)[\w-]{10,}|AIza[\w-]{20,}|A[KS]IA[A-Z0-9]{12,}|ya29\.|sk-[\w-]{16,}|PRIVATE KEY-----"
+    r"|://[^/@\s]*:[^/@\s]+@"
+    r"|^(--?|--env=|--gin\.|--set=)?[\w.-]*(?i:token|secret|credentials?|pass(word|wd|phrase)|[_-](pass|pwd)"
+    r"|(api|access|account|auth|encryption|master|private|secret|signing|ssh)[_-]?keys?)(=|$)"
 )
 
 
@@ -40,13 +47,13 @@ class Settings:
       accelerator, topology: the node pool's labels; a slice is a node pool.
       chips_per_host: chips of a node; of a topology that is smaller, all of its chips.
       slices: how many.
-      bucket: Cloud Storage bucket, mounted at /bucket: what all pods read and where WORKDIR is.
+      bucket: Cloud Storage bucket with a hierarchical namespace, mounted at /bucket: what all pods read and where WORKDIR is.
       service_account: of Kubernetes, which may use the bucket by Workload Identity: no key is needed anywhere.
       secret: a Kubernetes secret whose entries become variables of the environment; its values are never in a manifest.
       node_selectors: further labels that the nodes must have.
       environment: further variables, none of them secret.
       spot: on Spot nodes.
-      restart_on: exit codes after which all pods begin again.
+      restart_on: exit codes after which all pods begin again. Without 76 (a peer was lost) a node that dies mostly ends the run, see `_pod_rules`.
       max_restarts: how often, disruptions included.
       grace_seconds: from SIGTERM to SIGKILL: the time that a save may take. Spot nodes give 25 s, whatever stands here.
       arguments: of `xretrieval train`.
@@ -135,9 +142,12 @@ def jobset(settings: Settings) -> dict:
 
 def _pod_rules(settings: Settings) -> list[dict]:
     """In order, the first that fits: a disrupted pod counts against `backoffLimit`, another exit code fails the job by this policy; one of
-    `restart_on` fits no rule, so it counts as well."""
+    `restart_on` fits no rule, so it counts as well.
+
+    The first pods that are seen to have failed decide, and among these FailJob. Where a node dies without a word, they are the others: they miss
+    their peer within 100 s and end with 76, while the dead node's pod is marked as disrupted after five minutes, by Kubernetes' defaults."""
     return [
-        # The node goes away (preempted, drained): whatever the process still came to, it is not its fault.
+        # The node is preempted, drained or gone: whatever the process still came to, it is not its fault.
         {"action": "Count", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
         {"action": "FailJob", "onExitCodes": {"containerName": CONTAINER, "operator": "NotIn", "values": sorted(set(settings.restart_on))}},
     ]
@@ -157,7 +167,7 @@ def _pod(settings: Settings) -> dict:
     if settings.spot:
         selectors["cloud.google.com/gke-spot"] = "true"
         tolerations.append({"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"})
-    fuse = {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": {"bucketName": settings.bucket, "mountOptions": "implicit-dirs"}}
+    fuse = {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": {"bucketName": settings.bucket, "mountOptions": MOUNT_OPTIONS}}
     return {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": settings.grace_seconds,
@@ -217,8 +227,9 @@ def parse(argv: Sequence[str]) -> Settings:
     """Settings of a command line; what is wrong ends the program with code 2 and a line that names the flag."""
     parser = argparse.ArgumentParser("python -m launch.gke.render", description="Prints a JobSet manifest.", allow_abbrev=False)
     defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
-    for name in ("name", "image", "bucket"):
+    for name in ("name", "image"):
         parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--bucket", required=True, help="with a hierarchical namespace (launch/README.md)")
     parser.add_argument("--accelerator", required=True, choices=ACCELERATORS, help="label gke-tpu-accelerator of the nodes")
     parser.add_argument("--topology", required=True, help="label gke-tpu-topology of the nodes, as 16x16")
     parser.add_argument("--chips_per_host", type=_at_least_one, default=defaults["chips_per_host"], help="of a node (4)")

@@ -1,39 +1,15 @@
-"""The JobSet manifest: its structure, what restarts, that arguments arrive, and what is refused."""
+"""The JobSet manifest: its structure, that arguments arrive, and what is refused."""
 
 import re
-import subprocess
-import sys
 
 import pytest
-import yaml
 from fake_cloud import ROOT
+from manifests import FLAGS, RUN, job_of, made, pod_of, rendered
 
 from launch.gke import render
 from xretrieval import joining
 
-RUN = ["--gin_file=gin_configs/runs/polyglot.gin", "--set", "WORKDIR=/bucket/run1"]
-FLAGS = ["--name=run1", "--image=registry/xretrieval:1", "--accelerator=tpu-v5-lite-podslice", "--topology=16x16", "--bucket=data"]
 TOKEN = "hf_" + "aBcDeFgHiJkLmNoPqRsT"
-
-
-def rendered(*flags, run=RUN, base=FLAGS):
-    """The manifest as kubectl reads it, from the command as a user gives it."""
-    command = [sys.executable, "-m", "launch.gke.render", *base, *flags, "--", *run]
-    return yaml.safe_load(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=60).stdout)
-
-
-def made(*flags, run=RUN):
-    """The same in this process."""
-    return yaml.safe_load(yaml.safe_dump(render.jobset(render.parse([*FLAGS, *flags, "--", *run]))))
-
-
-def job_of(manifest):
-    return manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
-
-
-def pod_of(manifest):
-    return job_of(manifest)["template"]["spec"]
-
 
 # The fields that the APIs have (JobSet v1alpha2, batch/v1 Job, core/v1 Pod), of those that we use. A value: its type, an allowed value, a list of
 # one kind of item, or a dictionary; `str: str` is a map; a key with ? may be missing.
@@ -156,6 +132,19 @@ def test_a_run_on_two_slices():
     assert job_of(manifest)["template"]["metadata"]["annotations"] == {"gke-gcsfuse/volumes": "true"}
 
 
+def test_hosts_see_one_bucket_and_folders_are_renamed_whole():
+    readme = (ROOT / "launch/README.md").read_text()
+    options = pod_of(made())["volumes"][0]["csi"]["volumeAttributes"]["mountOptions"].split(",")
+    settings = dict(option.rpartition(":")[::2] for option in options if ":" in option)
+    # The driver has the names of gcsfuse's configuration file; without these, gcsfuse caches what is there and what is not.
+    assert settings == {"metadata-cache:ttl-secs": "0", "metadata-cache:negative-ttl-secs": "0", "file-system:rename-dir-limit": "0"}
+    # prepare.sh of the README mounts with the same, by gcsfuse's flags.
+    flags = re.search(r"gcsfuse (--.*) my-bucket /mnt/bucket", readme)[1].split()
+    as_flags = {f"--{name.removeprefix('file-system:').replace(':', '-')}={value}" for name, value in settings.items()}
+    assert set(flags) == {"--implicit-dirs", *as_flags}
+    assert "implicit-dirs" in options
+
+
 @pytest.mark.parametrize(
     ("flags", "hosts", "chips"),
     [
@@ -171,37 +160,6 @@ def test_hosts(flags, hosts, chips):
     manifest = made(*flags)
     assert job_of(manifest)["completions"] == hosts
     assert pod_of(manifest)["containers"][0]["resources"]["limits"] == {"google.com/tpu": chips}
-
-
-def outcome(manifest, exit_code, disrupted=False):
-    """What Kubernetes and the JobSet controller make of a pod that ends so, by their documentation: the first rule that fits."""
-    job, reason = job_of(manifest), "BackoffLimitExceeded"
-    assert job["backoffLimit"] == 0, "the first failure that counts fails the job"
-    for rule in job["podFailurePolicy"]["rules"]:
-        codes = rule.get("onExitCodes", {"operator": "In", "values": []})
-        fits = (exit_code in codes["values"]) == (codes["operator"] == "In")
-        if fits or (disrupted and {"type": "DisruptionTarget", "status": "True"} in rule.get("onPodConditions", [])):
-            reason = {"Count": "BackoffLimitExceeded", "FailJob": "PodFailurePolicy"}[rule["action"]]
-            break
-    for rule in manifest["spec"]["failurePolicy"]["rules"]:
-        if not rule["onJobFailureReasons"] or reason in rule["onJobFailureReasons"]:
-            return rule["action"]
-    return "RestartJobSet"
-
-
-def test_75_restarts_and_no_other_code():
-    manifest = made()
-    assert [code for code in range(1, 256) if outcome(manifest, code) != "FailJobSet"] == [75]
-    assert outcome(manifest, 75) == "RestartJobSet"
-    # A node that goes away is no exit code: 137 is what is left of a pod that could not save in time.
-    assert outcome(manifest, 137, disrupted=True) == "RestartJobSet"
-    assert manifest["spec"]["failurePolicy"]["maxRestarts"] == 100
-    told = made("--restart_on=134,75", "--max_restarts=3")
-    assert [code for code in range(1, 256) if outcome(told, code) != "FailJobSet"] == [75, 134]
-    assert told["spec"]["failurePolicy"]["maxRestarts"] == 3
-    # The names that the API allows, and the rule on one container, or a sidecar's exit code would speak for the run.
-    assert all(re.fullmatch(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?", rule["name"]) for rule in manifest["spec"]["failurePolicy"]["rules"])
-    assert job_of(manifest)["podFailurePolicy"]["rules"][1]["onExitCodes"]["containerName"] == pod_of(manifest)["containers"][0]["name"]
 
 
 def expand(text):
@@ -243,6 +201,7 @@ def test_arguments_arrive_as_they_were_given():
         ([], ["--set", "WORKDIR=run1"], "no WORKDIR under /bucket among the arguments"),
         ([], [*RUN, f"--gin.x='{TOKEN}'"], "argument 4 looks like a credential"),
         (["--env=API_KEY=x"], RUN, "argument 4 looks like a credential"),
+        (["--env=A=b", "--env=SERVICE_PRIVATE_KEY=x"], RUN, "argument 5 looks like a credential"),
         (["--token=x"], RUN, "unrecognized arguments"),
     ],
 )

@@ -9,7 +9,7 @@ import time
 import pytest
 from small_run import ROOT
 
-from launch.local import outcome
+from launch.local import Launcher, outcome
 
 PLACE = "import os; print(*(os.environ[f'JAX_{name}'] for name in ('PROCESS_ID', 'NUM_PROCESSES', 'COORDINATOR_ADDRESS')))"
 
@@ -82,6 +82,66 @@ def test_a_signal_is_passed_on_and_nothing_is_started_again(number, code):
     os.kill(process.pid, number)
     assert process.wait(timeout=30) == code
     assert "starting again" not in process.stderr.read()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_the_pause_before_a_restart_ends_the_run(tmp_path, monkeypatch, number):
+    monkeypatch.setenv("FOLDER", str(tmp_path))
+    wanted = command("--restart_delay=5", code=FIRST_75.replace("CODE", "75"), processes=2)
+    process = subprocess.Popen(wanted, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while "starting again" not in process.stderr.readline():
+        assert process.poll() is None
+    told = time.monotonic()
+    os.kill(process.pid, number)
+    # Their state is saved (75), and nobody starts them again.
+    assert process.communicate(timeout=30)[1] == "launch.local: told to stop; it is not started again\n"
+    assert process.returncode == 75
+    assert time.monotonic() - told < 4
+    assert [(tmp_path / str(i)).read_text() for i in range(2)] == ["x"] * 2
+
+
+# A launcher that gets SIGTERM exactly while it makes the process with this number.
+SIGNALLED = """
+import os, signal, sys
+from launch import local
+def hook(event, details):
+    if event == "subprocess.Popen" and details[3]["JAX_PROCESS_ID"] == "NUMBER":
+        os.kill(os.getpid(), signal.SIGTERM)
+sys.addaudithook(hook)
+sys.exit(local.main(["--processes=3", "--", sys.executable, "-c", "import time; print('started', flush=True); time.sleep(50)"]))
+"""
+
+
+@pytest.mark.parametrize("number, started", [(0, {0}), (1, {0, 1}), (2, {0, 1, 2})])
+def test_a_signal_while_processes_are_started_reaches_them_all(number, started):
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED.replace("NUMBER", str(number))], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 128 + signal.SIGTERM
+    assert sorted(done.stderr.splitlines()) == [f"launch.local: process {i} ended with SIGTERM" for i in started]
+
+
+def test_nothing_is_started_after_a_signal_and_that_is_no_success():
+    launcher = Launcher(["no-such-program"], processes=2, port=1, grace=1.0)
+    launcher.note(signal.SIGTERM)
+    assert launcher.attempt() == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    "flag, message",
+    [
+        ("--max_restarts=-1", "--max_restarts and --restart_delay: 0 or more"),
+        ("--restart_delay=-1", "--max_restarts and --restart_delay: 0 or more"),
+        ("--restart_delay=nan", "--max_restarts and --restart_delay: 0 or more"),
+        # 0 would start again what has succeeded.
+        ("--restart_on=0", "--restart_on 0: give exit codes from 1 to 255, as 75,76"),
+        ("--restart_on=75,all", "--restart_on 75,all: give exit codes from 1 to 255, as 75,76"),
+    ],
+)
+def test_restarts_that_make_no_sense_are_refused(flag, message):
+    done = launch(flag, code="")
+    assert done.returncode == 2
+    assert message in done.stderr
 
 
 def test_arguments_arrive_as_they_are():

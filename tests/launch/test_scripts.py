@@ -53,7 +53,10 @@ def test_gcloud_knows_every_call(cloud, tmp_path):
     calls = {" ".join(call[2:4]) + str(sorted(word.split("=")[0] for word in call[4:])): call for call in cloud.calls()}
     assert len(calls) >= 6
     # As a line of shell, with the value alone in quotes: so this command of gcloud reads it. It parses, and calls nothing.
-    lines = []
+    lines = re.findall(
+        r"^    (gcloud storage buckets create .*--enable-hierarchical-namespace.*)$", (ROOT / "launch/README.md").read_text(), re.MULTILINE
+    )
+    assert len(lines) == 1
     for call in [*calls.values(), ["compute", "tpus", "tpu-vm", "ssh", "pod", "--nonsense"]]:
         words = [word.split("=", 1) for word in call]
         lines.append("gcloud " + " ".join(f"{name}={shlex.quote(value[0])}" if value else shlex.quote(name) for name, *value in words))

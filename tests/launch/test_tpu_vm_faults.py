@@ -160,10 +160,24 @@ def test_secrets_are_in_no_command_line(tmp_path, pod):
     assert TOKEN not in said + pod.run("status") + repr(pod.calls())
 
 
+def test_secrets_that_each_run_fetches_stay_off_the_disk(tmp_path, created):
+    cloud, memory, script = created, tmp_path / "memory.env", tmp_path / "prepare.sh"
+    script.write_text(f"umask 077; echo HF_TOKEN={TOKEN} > {memory}; ln -sfn {memory} ~/.xretrieval/secrets.env\n")
+    cloud.run("setup", f"--prepare={script}")
+    memory.unlink()  # as it is after the VM was restarted
+    said = cloud.run("run", "--", GIN)
+    for home in cloud.homes():
+        assert cloud.ends(home) == 0
+        assert f"HF_TOKEN={TOKEN}" in (home / "environment").read_text().split("\0")
+        assert (home / ".xretrieval/secrets.env").is_symlink()
+    assert TOKEN not in said + repr(cloud.calls())
+
+
 @pytest.mark.parametrize(
     "argument",
     [
         f"--env=HF_TOKEN={TOKEN}",
+        "--env=AWS_SECRET_ACCESS_KEY=x",
         "--hf-token",
         f"--gin.x='{TOKEN}'",
         "--set=API_KEY=x",
@@ -203,7 +217,9 @@ def test_what_is_no_token(pod):
         (["create", "--spott=1"], {}, "--spott: no such flag"),
         (["create", "pod"], {}, "'pod': not a flag; arguments of `xretrieval train` stand after --"),
         (["run"], {}, "no arguments for `xretrieval train`; give them after --"),
-        (["run", "--restart-on=all", "--", GIN], {}, "--restart-on 'all': must be exit codes, as 75 or 75,134"),
+        (["run", "--restart-on=all", "--", GIN], {}, "--restart-on 'all': must be exit codes from 1 to 255, as 75 or 75,76"),
+        (["run", "--restart-on=0", "--", GIN], {}, "--restart-on '0': must be exit codes from 1 to 255"),
+        (["run", "--restart-on=75,256", "--", GIN], {}, "--restart-on '75,256': must be exit codes from 1 to 255"),
         (["run", "--env=x y=1", "--", GIN], {}, "--env: must be NAME=VALUE"),
         (["setup", "--python=3.10"], {}, "--python '3.10': must be 3.11, 3.12 or 3.13"),
         (["setup", "--prepare=no.sh"], {}, "--prepare 'no.sh': no such file"),
