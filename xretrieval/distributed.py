@@ -22,7 +22,7 @@ from jax._src import distributed as jax_distributed  # the coordination service'
 from jax.experimental import multihost_utils
 
 from xretrieval import joining
-from xretrieval.errors import UserError
+from xretrieval.errors import Preempted, UserError
 from xretrieval.watch import Watch
 
 BARRIER_TIMEOUT = 1800.0
@@ -154,6 +154,26 @@ def check_same_program(text: str, timeout: float = BARRIER_TIMEOUT) -> None:
     """
     kept = [re.sub(r"\bloc\((?:[^()]|\([^()]*\))*\)", "", line) for line in text.splitlines() if not line.startswith("#loc")]
     check_same("train step", "\n".join(kept), timeout)
+
+
+@contextlib.contextmanager
+def gives_way() -> Iterator[None]:
+    """SIGTERM as `Preempted`, at once, in a run of one process: while it is prepared, and where no `StopOnSignal` lets it finish a step.
+
+    Among several processes SIGTERM belongs to JAX, and is seen after the first step.
+    """
+    if not alone():
+        yield
+        return
+
+    def stop(number, frame):
+        raise Preempted
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class StopOnSignal:

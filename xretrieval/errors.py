@@ -11,10 +11,14 @@ class UserError(Exception):
 
 
 class Preempted(Exception):
-    """The run was asked to give way (SIGTERM), and has saved: the command line exits 75, and whatever started it starts it again."""
+    """The run was asked to give way (SIGTERM), and nothing is lost: the command line exits 75, and whatever started it starts it again.
 
-    def __init__(self, step: int):
-        super().__init__(f"stopped by SIGTERM; step {step} is saved, and the same command goes on from there")
+    `step` is the one that was saved for it; None where none was under way.
+    """
+
+    def __init__(self, step: int | None = None):
+        saved = "no step was under way" if step is None else f"step {step} is saved"
+        super().__init__(f"stopped by SIGTERM; {saved}, and the same command goes on from there")
 
 
 def check_fields(config: Any) -> None:

@@ -248,6 +248,18 @@ def test_a_run_that_is_stopped_where_validation_is_due_has_it_when_it_goes_on(tm
     assert len(measured) == 2
 
 
+def test_a_run_that_is_told_to_stop_before_its_first_step_does(tmp_path, monkeypatch):
+    def told(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("it goes on")
+
+    monkeypatch.setattr(run.begin, "initial_state", told)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Preempted, match="no step was under way"):
+        tiny_run.run(tmp_path)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_the_scale_is_that_of_the_config(tmp_path, capsys):
     tiny_run.run(tmp_path, stop_after=3, optimizer=OptimizerConfig(warmup_steps=2, learning_rate=0.1))
     before = lines(tmp_path)[-1]["logit_scale"]

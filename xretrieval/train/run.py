@@ -26,6 +26,7 @@ from xretrieval.train.throughput import Throughput
 from xretrieval.train.trainable import TrainableConfig
 
 
+@distributed.gives_way()
 def train(
     workdir: str,
     data: begin.TrainingData,
@@ -80,7 +81,7 @@ def train(
     Raises:
       UserError: the processes of the run differ, the workdir belongs to other data, its checkpoints are damaged, an example is longer than a row, a
         step needs more than `rows`, too many steps were not finite, or a checkpoint could not be saved.
-      Preempted: after saving, where SIGTERM asked to stop.
+      Preempted: after saving, where SIGTERM asked to stop; before the first step, at once.
       KeyboardInterrupt: after saving, where Ctrl-C did.
     """
     counts = {"num_steps": num_steps, "batch_size": batch_size, "microbatches": microbatches, "log_every": log_every}
