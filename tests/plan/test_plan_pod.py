@@ -205,6 +205,15 @@ def test_bandwidth_of_a_group_by_where_its_chips_lie():
         (["--topology", "v9:4x4", *FLAGS], "no TPU is called 'v9'"),
         (["--topology", "v5e:4x4", *FLAGS, "--set", "BATCH=1000"], "1000 does not divide over 16"),
         (["--topology", "v5e:4x4", *FLAGS, "--set", "train.row_length=200"], "train.row_length = 200 is not a multiple"),
+        (["--topology", "v5e:4x4", *FLAGS, "--set", "train.row_length=0"], "train.row_length = 0: give a whole number, 1 or more"),
+        (["--topology", "v5e:4x4", *FLAGS, "--set", "train.rows=0"], "train.rows = 0: give a whole number, 1 or more"),
+        (["--topology", "v5e:4x4", *FLAGS, "--set", "MICROBATCHES=0"], "train.microbatches = 0: give a whole number, 1 or more"),
+        (
+            ["--topology", "v5e:4x4", *FLAGS, "--set", "BATCH=256", "--set", "MICROBATCHES=3"],
+            "train.microbatches = 3 does not divide the 16 pairs",
+        ),
+        (["--topology", "v5e:4x4", *FLAGS, "--set", "plan_pod.tokens_per_pair=0"], "plan_pod.tokens_per_pair = 0: give the mean"),
+        (["--topology", "v5e:4x4", *FLAGS, "--set", "plan_pod.num_units=0"], "plan_pod.num_units = 0: give a whole number"),
         (["--topology", "v5e:4x4", "--set", "MODEL_AXIS=3", *FLAGS[:-2]], "does not divide 16 devices"),
     ],
 )

@@ -57,13 +57,13 @@ def check_run(
     mesh: jax.sharding.Mesh,
     changeable: dict[str, Any],
 ) -> str:
-    """The fingerprint of the run (`identity.check`); `changeable` is what `settings` gives.
+    """The fingerprint of the run (`identity.check`); `changeable` is what `settings` gives, `microbatches` among them.
 
     Raises:
       UserError: the tower or the batch does not divide over the mesh, or the workdir is another run's.
     """
     tower.check_mesh(config, mesh)
-    mesh_lib.check_batch(batch_size, mesh)
+    mesh_lib.check_batch(batch_size, mesh, changeable["train.microbatches"])
     fixed = {
         **data.identity,
         "tower": dataclasses.asdict(config),
