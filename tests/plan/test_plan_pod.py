@@ -182,7 +182,7 @@ def test_slices_that_there_are(name, slices, devices, kind):
     found = where.devices()
     assert (len(found), found[0].device_kind) == (devices, kind)
     assert where.chips * where.chip.devices == devices
-    mesh = programs.mesh_of(where, 2, 1)
+    mesh = programs.mesh_of(where, 2, slices)
     assert mesh.shape == {"replica": slices, "data": devices // 2 // slices, "model": 2}
     # `data` and `model` never leave a slice.
     for slice_ in mesh.devices.reshape(slices, -1):
