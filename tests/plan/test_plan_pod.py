@@ -199,6 +199,25 @@ def test_bandwidth_of_a_group_by_where_its_chips_lie():
 
 
 @pytest.mark.parametrize(
+    "name,rings",
+    [
+        ("v5p:2x2x4", (False, False, False)),
+        ("v5p:2x4x4", (False, False, False)),
+        ("v4:4x4x4", (True, True, True)),
+        ("ironwood:4x8x12", (True, True, True)),
+        ("v5e:8x16", (False, True)),
+        ("v6e:4x4", (False, False)),
+    ],
+)
+def test_axes_are_rings_in_whole_cubes_and_at_16(name, rings):
+    where = parse(name)
+    assert tuple(where.wraps(axis) for axis in range(len(where.shape))) == rings
+    # A group along the last axis: both directions of it where it is a ring.
+    along = np.array([[0] * (len(rings) - 1) + [i] for i in range(where.shape[-1])])
+    assert topology.bandwidth(where, along)[0] == where.chip.ici * (2 if rings[-1] else 1)
+
+
+@pytest.mark.parametrize(
     "flags,message",
     [
         (["--topology", "v5e:4x4"], "TowerConfig.text_size is 0"),
@@ -211,6 +230,10 @@ def test_bandwidth_of_a_group_by_where_its_chips_lie():
         (
             ["--topology", "v5e:4x4", *FLAGS, "--set", "BATCH=256", "--set", "MICROBATCHES=3"],
             "train.microbatches = 3 does not divide the 16 pairs",
+        ),
+        (
+            ["--topology", "v5e:4x4", "--slices", "2", *FLAGS],
+            "train.mesh_replica = 1 is no multiple of the 2 slices; set train.mesh_replica to 2",
         ),
         (["--topology", "v5e:4x4", *FLAGS, "--set", "plan_pod.tokens_per_pair=0"], "plan_pod.tokens_per_pair = 0: give the mean"),
         (["--topology", "v5e:4x4", *FLAGS, "--set", "plan_pod.num_units=0"], "plan_pod.num_units = 0: give a whole number"),
