@@ -8,7 +8,9 @@ change of the code has changed. The peer of the loss is OpenCLIP's `local_loss` 
 import dataclasses
 import hashlib
 import importlib.metadata
+import itertools
 import json
+import math
 import os
 import pathlib
 from collections.abc import Iterator
@@ -77,7 +79,7 @@ def compiled(traced: Any, run: programs.Run, where: topology_lib.Topology, mesh:
         "by_kind": {kind: sum(one.sent for one in found.sends if one.kind == kind) for kind in {one.kind for one in found.sends}},
         "unknown_loops": found.unknown_loops + found.count.unknown_loops,
         "roofline": found.roofline and {**dataclasses.asdict(found.roofline), "bound": found.roofline.bound},
-        "shapes": sorted({sizes for _, sizes in hlo.ARRAY.findall(found.text) if "," in sizes}),
+        **arrays(found.text),
         "seconds": found.seconds,
     }
     CACHE.mkdir(parents=True, exist_ok=True)
@@ -85,6 +87,12 @@ def compiled(traced: Any, run: programs.Run, where: topology_lib.Topology, mesh:
     temporary.write_text(json.dumps(content))
     temporary.replace(path)
     return content
+
+
+def arrays(text: str) -> dict:
+    """The different arrays of a compiled program, stored or only inside a fusion: {"shapes": of two axes and more, as "32,4096", "flat": of one}."""
+    sizes = {sizes for _, sizes in hlo.ARRAY.findall(text) if sizes}
+    return {"shapes": sorted(x for x in sizes if "," in x), "flat": sorted(int(x) for x in sizes if "," not in x)}
 
 
 def peer_loss(run: programs.Run, mesh: jax.sharding.Mesh) -> Any:
@@ -101,12 +109,29 @@ def peer_loss(run: programs.Run, mesh: jax.sharding.Mesh) -> Any:
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).trace(side, side, scale)
 
 
-def logits_held(found: dict, batch: int, mesh: jax.sharding.Mesh) -> int:
-    """How many different arrays of the program have a device's pairs along one axis and all it compares them with along another."""
-    own = batch // mesh_lib.batch_shards(mesh)
-    wide = {batch, batch // mesh.shape["model"]}
-    axes = [[int(size) for size in shape.split(",")] for shape in found["shapes"]]
-    return sum(own in sizes and bool(wide & set(sizes)) for sizes in axes if own not in wide)
+def logits_held(found: dict, batch: int, mesh: jax.sharding.Mesh, width: int | None = None) -> int:
+    """How many different arrays of the program may be logits of all b pairs of a device, with all C that it compares them with: B, or B / model.
+
+    Of the loss alone, told by its embedding `width`: every array of b x C elements and more, however its axes are cut or joined, but embeddings,
+    which have an axis of just that width. Of a step, where the tower has as large arrays: those of exactly b x C elements whose axes are b and
+    C, in any order and each in one piece or several ([C / tile, b, tile]), or which have one axis alone.
+
+    What it cannot see: in a step, an axis that joins a part of b with a part of C, padding, or both directions in one array; in either, arrays
+    of fewer elements than b x C, a part of the logits at a time; and arrays of one axis in what was compiled before they were kept ("flat").
+    """
+    own, wide = batch // mesh_lib.batch_shards(mesh), {batch, batch // mesh.shape["model"]}
+    axes = [[int(size) for size in shape.split(",")] for shape in found["shapes"]] + [[size] for size in found.get("flat", [])]
+    if width is not None:
+        return sum(math.prod(sizes) >= own * min(wide) and width not in sizes for sizes in axes)
+    return sum(any(_is_cut(sizes, own, other) for other in wide) for sizes in axes)
+
+
+def _is_cut(sizes: list[int], own: int, wide: int) -> bool:
+    """Whether some axes make up `own` and the rest `wide`, or one alone has both."""
+    if math.prod(sizes) != own * wide:
+        return False
+    some = (chosen for count in range(len(sizes) + 1) for chosen in itertools.combinations(sizes, count))
+    return len(sizes) == 1 or any(math.prod(chosen) == own for chosen in some)
 
 
 def loss_rows(model: str, name: str, batch: int) -> Iterator[dict]:
@@ -118,7 +143,7 @@ def loss_rows(model: str, name: str, batch: int) -> Iterator[dict]:
     peer = compiled(peer_loss(run, mesh), run, where, mesh)
     label, peer_name = f"{model}, {batch:,} pairs, {name}: loss", "OpenCLIP's local_loss and gather_with_grad in JAX"
     yield rows.row(f"{label}: bytes sent, a chip", ours["sent"], peer["sent"], peer_name, 0.5)
-    held = [logits_held(found, batch, mesh) for found in (ours, peer)]
+    held = [logits_held(found, batch, mesh, run.tower.embedding_width) for found in (ours, peer)]
     if held[1]:  # where the peer does not fit, there is no program to look at
         yield rows.row(f"{label}: arrays of b x B", *held, peer_name, 0.0)
     if ours["memory"] and peer["memory"] and peer["memory"]["temporaries"]:

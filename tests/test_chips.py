@@ -44,5 +44,21 @@ def test_no_kind_is_two_chips_and_each_has_its_sources():
         assert chip.dcn < chip.ici < chip.hbm_bandwidth
 
 
+@pytest.mark.parametrize(
+    "name,tflops,gibibytes,gigabytes_a_second,network_gigabits",
+    [
+        ("v4", 275, 32, 1200, 50),  # the network's as the book has it
+        ("v5e", 197, 16, 819, 25),  # 6.4 Tbit/s of 256 chips
+        ("v5p", 459, 96, 2765, 50),  # "96 GiB of physical" memory
+        ("v6e", 918, 32, 1638, 100),
+        ("ironwood", 2307, 192, 7380, 100),
+    ],
+)
+def test_numbers_in_the_units_of_google_s_pages(name, tflops, gibibytes, gigabytes_a_second, network_gigabits):
+    chip = chips.by_topology(f"{name}:")
+    assert (chip.flops, chip.hbm, chip.hbm_bandwidth) == (tflops * 1e12, gibibytes * 2**30, gigabytes_a_second * 1e9)
+    assert chip.dcn == network_gigabits * 1e9 / 8
+
+
 def test_flops_of_a_device():
     assert chips.by_topology("ironwood:2x2x1").device_flops == 2307e12 / 2

@@ -58,6 +58,18 @@ def test_a_batch_that_does_not_divide_is_refused():
         mesh_lib.check_batch(12, mesh_lib.make_mesh(2, 2))
 
 
+def test_microbatches_that_do_not_divide_a_shard_are_refused_by_their_own_name():
+    """32 pairs over 8 shards are 4 each; over 4 shards (model 2) 8 each. What the message says to set is taken."""
+    whole, halves = mesh_lib.make_mesh(), mesh_lib.make_mesh(model=2)
+    for batch, mesh, microbatches in ((32, whole, 4), (32, halves, 8), (96, whole, 3), (24, halves, 3)):
+        mesh_lib.check_batch(batch, mesh, microbatches)
+    said = r"train.microbatches = 3 does not divide the 4 pairs of a data shard \(32 over 8\); set train.microbatches to a divisor of 4, .* multiple of 24"
+    with pytest.raises(UserError, match=said):
+        mesh_lib.check_batch(32, whole, 3)
+    with pytest.raises(UserError, match=r"the 4 pairs of a data shard \(16 over 4\).* multiple of 24"):
+        mesh_lib.check_batch(16, halves, 3)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed here (extra `tpu`)")
 def test_slices_lie_along_replica():
     from jax.experimental import topologies

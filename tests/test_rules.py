@@ -7,6 +7,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted([*ROOT.glob("xretrieval/**/*.py"), *ROOT.glob("tasks/**/*.py")])
+# The rest of what is written here: as long at most, but free to import.
+OTHERS = sorted(path for folder in ("tests", "benchmarks", "launch") for path in ROOT.glob(f"{folder}/**/*.py"))
 STAGES = ["corpora", "units", "data", "model", "train", "evaluate", "search", "serve"]
 
 
@@ -32,7 +34,7 @@ def test_imports(path):
         assert not [name for name in found if name.split(".")[0] == "xretrieval" and name.split(".")[1] in [*later, "demo", "main"]]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("path", [*FILES, *OTHERS], ids=lambda p: str(p.relative_to(ROOT)))
 def test_sizes(path):
     text = path.read_text()
     assert len(text.splitlines()) < 300
@@ -40,3 +42,9 @@ def test_sizes(path):
         if isinstance(node, ast.FunctionDef):
             long = node.end_lineno - node.lineno - len((ast.get_docstring(node) or "").splitlines())
             assert long < 60, node.name
+
+
+def test_no_two_test_files_share_a_name():
+    """pytest imports them by their name alone, for their folders are no packages."""
+    names = [path.name for path in ROOT.glob("tests/**/*.py") if path.name != "conftest.py"]
+    assert sorted({name for name in names if names.count(name) > 1}) == []

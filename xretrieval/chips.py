@@ -6,7 +6,9 @@ from xretrieval.errors import UserError
 
 GIB = 2**30
 _CLOUD = "https://cloud.google.com/tpu/docs"  # one page a chip
-# "How to Scale Your Model", chapter 2: its table of ICI bandwidth a link, and below it that of DCN a chip.
+# "How to Scale Your Model", chapter 2: its table of ICI bandwidth a link, and below it that of DCN a chip. Google's pages have ICI of all links of a
+# chip, both ways: 400 GB/s of v5e over 4 links are 50 one way where the book has 45, and 1200 of v5p over 6 are 100 where it has 90. A plan is made
+# with the lower ones. Bandwidths are in 10^9 bytes there; what they call GB of memory is GiB, as libtpu's limits show.
 _BOOK = "https://jax-ml.github.io/scaling-book/tpus"
 
 
@@ -53,7 +55,7 @@ _TPUS = (
         flops=275e12,
         hbm=32 * GIB,
         hbm_usable=30.75 * GIB,
-        hbm_bandwidth=1.2e12,
+        hbm_bandwidth=1.2e12,  # "1200 GBps"
         axes=3,
         ici=45e9,
         dcn=6.25e9,
@@ -75,7 +77,8 @@ _TPUS = (
         name="v5p",
         kinds=("TPU v5", "TPU v5p"),
         flops=459e12,
-        hbm=96 * GIB,
+        hbm=96
+        * GIB,  # of which the page's table leaves out 1 GiB that system and libtpu keep; libtpu itself gives a program more than those 95
         hbm_usable=95.74 * GIB,
         hbm_bandwidth=2.765e12,
         axes=3,

@@ -42,7 +42,7 @@ def make_mesh(model: int = 1, replica: int = 1, devices=None) -> Mesh:
     # Only TPUs come in slices; where there is one alone, its devices may not say so.
     slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
     if replica % slices:
-        raise UserError(f"train.mesh_replica = {replica} is no multiple of the {slices} slices; set it to {slices}")
+        raise UserError(f"train.mesh_replica = {replica} is no multiple of the {slices} slices; set train.mesh_replica to {slices}")
     inside = (replica // slices, len(devices) // (model * replica), model)
     # An axis of the mesh may be a part of one of the torus, as model=2 of 4.
     if slices > 1:
@@ -94,10 +94,17 @@ def local_shards(mesh: Mesh, parts: int = 1) -> tuple[int, ...]:
     return tuple(s * parts + part for s in held for part in range(parts))
 
 
-def check_batch(batch_size: int, mesh: Mesh) -> None:
-    """UserError where a batch does not split evenly; devices along `model` share the columns of the loss."""
+def check_batch(batch_size: int, mesh: Mesh, microbatches: int = 1) -> None:
+    """UserError where a batch does not split evenly over devices (those along `model` share the columns of the loss), or a shard's over microbatches."""
     if batch_size % mesh.size:
         raise UserError(f"train.batch_size = {batch_size} does not divide over {mesh.size} devices; set it to a multiple of {mesh.size}")
+    shards = batch_shards(mesh)
+    if batch_size // shards % microbatches:
+        pairs = batch_size // shards
+        raise UserError(
+            f"train.microbatches = {microbatches} does not divide the {pairs} pairs of a data shard ({batch_size} over {shards}); set "
+            f"train.microbatches to a divisor of {pairs}, or train.batch_size to a multiple of {math.lcm(mesh.size, shards * microbatches)}"
+        )
 
 
 def sharding(mesh: Mesh, *logical_axes: str | None) -> NamedSharding:

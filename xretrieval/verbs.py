@@ -212,8 +212,15 @@ def plan_batches(
     """
     from xretrieval import mesh as mesh_lib
     from xretrieval.data.plan import plan
+    from xretrieval.train.begin import check_whole
 
-    shards = shards or mesh_lib.batch_shards(mesh_lib.make_mesh(mesh_model, mesh_replica))
+    check_whole(num_steps=num_steps, batch_size=batch_size, microbatches=microbatches)
+    if shards is None:
+        mesh = mesh_lib.make_mesh(mesh_model, mesh_replica)
+        mesh_lib.check_batch(batch_size, mesh, microbatches)
+        shards = mesh_lib.batch_shards(mesh)
+    elif not isinstance(shards, int) or shards < 1:
+        raise UserError(f"plan_batches.shards = {shards!r}: give a whole number, 1 or more, or None")
     lengths = [task.lengths() for task in data.tasks]
     cache = os.path.join(workdir, "packing.json")
     print(plan(lengths, batch_size, seed, shards * microbatches, num_steps, row_length, rows, max_segments, cache))

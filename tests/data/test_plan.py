@@ -146,7 +146,7 @@ def test_a_limit_on_segments_is_kept_and_costs_rows():
         ({"row_length": 64.5}, "train.row_length = 64.5: give a whole number"),
         ({"rows": 0}, "train.rows = 0"),
         ({"max_segments": -1}, "train.max_segments = -1"),
-        ({"shards": 5}, "24 pairs does not divide over 5 data shards"),
+        ({"shards": 5}, "24 pairs does not divide over 5 data shards, those of the mesh times microbatches; .* or train.microbatches"),
     ],
 )
 def test_settings_that_cannot_be_are_errors(flags, message):
@@ -198,3 +198,19 @@ def test_the_verb_takes_what_train_takes():
     taken = inspect.signature(train).parameters
     for name, parameter in inspect.signature(verbs.plan_batches).parameters.items():
         assert name == "shards" or parameter.default == taken[name].default
+
+
+@pytest.mark.parametrize(
+    "flags,message",
+    [
+        ({"microbatches": 3}, "train.microbatches = 3 does not divide the 4 pairs of a data shard"),
+        ({"microbatches": 0}, "train.microbatches = 0: give a whole number"),
+        ({"batch_size": 12}, "train.batch_size = 12 does not divide over 8 devices"),
+        ({"shards": 0}, "plan_batches.shards = 0: give a whole number"),
+    ],
+)
+def test_the_verb_refuses_what_train_refuses(flags, message, tmp_path):
+    from xretrieval import verbs
+
+    with pytest.raises(UserError, match=message):
+        verbs.plan_batches(**{"workdir": str(tmp_path), "data": None, "num_steps": 5, "batch_size": 32, **flags})

@@ -167,6 +167,60 @@ def test_what_only_a_tpu_writes(first):
     assert unknown == 0
 
 
+ASYNCHRONOUS = """
+HloModule jit_f, is_scheduled=true
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+ENTRY %main (x: f32[64,32], y: f32[16,32]) -> f32[16,32] {
+  %x = f32[64,32]{1,0} parameter(0)
+  %y = f32[16,32]{1,0} parameter(1)
+  STARTED
+  ROOT %result = f32[16,32]{1,0} copy(%y)
+}
+"""
+_GROUPS = "channel_id=1, replica_groups={{0,2,4,6},{1,3,5,7}}"
+
+
+@pytest.mark.parametrize(
+    "started,kind,payload",
+    [
+        (
+            f"((f32[64,32]{{1,0}}), f32[16,32]{{1,0}}) reduce-scatter-start(%x), {_GROUPS}, dimensions={{0}}, to_apply=%add",
+            "reduce-scatter",
+            BYTES,
+        ),
+        (
+            f"((f32[64,32]{{1,0}}, f32[16,32]{{1,0}}), (f32[16,32]{{1,0}}, f32[4,32]{{1,0}})) reduce-scatter-start(%x, %y), {_GROUPS}, "
+            "dimensions={0}, to_apply=%add",
+            "reduce-scatter",
+            BYTES + BYTES // 4,
+        ),
+        (f"(f32[16,32]{{1,0}}, f32[64,32]{{1,0}}) all-gather-start(%y), {_GROUPS}, dimensions={{0}}", "all-gather", BYTES),
+        (f"f32[64,32]{{1,0}} all-reduce-start(%x), {_GROUPS}, to_apply=%add", "all-reduce", BYTES),
+        (f"((f32[64,32]{{1,0}}), f32[64,32]{{1,0}}) all-to-all-start(%x), {_GROUPS}, dimensions={{0}}", "all-to-all", BYTES),
+        (
+            "(f32[16,32]{1,0}, f32[16,32]{1,0}, u32[], u32[]) collective-permute-start(%y), channel_id=1, source_target_pairs={{0,2},{2,0}}",
+            "collective-permute",
+            BYTES // 4,
+        ),
+    ],
+    ids=lambda value: value.split("(%")[0].split()[-1] if isinstance(value, str) else "",
+)
+def test_what_is_started_counts_its_result_and_once(started, kind, payload):
+    """As XLA writes them: (operands, results, flags), but for an all-reduce. What is scattered is as large as the whole that went in."""
+    mesh = mesh_lib.make_mesh(model=2)
+    name = started.split("(%")[0].split()[-1].removesuffix("-start")
+    done = f"%done = f32[16,32]{{1,0}} {name}-done(%started)"
+    found, unknown = collectives(hlo.parse(ASYNCHRONOUS.replace("STARTED", f"%started = {started}\n  {done}")), mesh)
+    assert [(one.kind, one.axes, one.payload, one.count) for one in found] == [(kind, "data", payload, 1)]
+    assert unknown == 0
+
+
 def test_bytes_of_a_type():
     assert [hlo.bytes_of(*x) for x in (("f32", "8,128"), ("bf16", "3"), ("pred", "4"), ("s4", "10"), ("u32", ""))] == [4096, 6, 4, 5, 4]
     program = hlo.parse(TPU)

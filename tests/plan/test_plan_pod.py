@@ -182,7 +182,7 @@ def test_slices_that_there_are(name, slices, devices, kind):
     found = where.devices()
     assert (len(found), found[0].device_kind) == (devices, kind)
     assert where.chips * where.chip.devices == devices
-    mesh = programs.mesh_of(where, 2, 1)
+    mesh = programs.mesh_of(where, 2, slices)
     assert mesh.shape == {"replica": slices, "data": devices // 2 // slices, "model": 2}
     # `data` and `model` never leave a slice.
     for slice_ in mesh.devices.reshape(slices, -1):
@@ -199,12 +199,44 @@ def test_bandwidth_of_a_group_by_where_its_chips_lie():
 
 
 @pytest.mark.parametrize(
+    "name,rings",
+    [
+        ("v5p:2x2x4", (False, False, False)),
+        ("v5p:2x4x4", (False, False, False)),
+        ("v4:4x4x4", (True, True, True)),
+        ("ironwood:4x8x12", (True, True, True)),
+        ("v5e:8x16", (False, True)),
+        ("v6e:4x4", (False, False)),
+    ],
+)
+def test_axes_are_rings_in_whole_cubes_and_at_16(name, rings):
+    where = parse(name)
+    assert tuple(where.wraps(axis) for axis in range(len(where.shape))) == rings
+    # A group along the last axis: both directions of it where it is a ring.
+    along = np.array([[0] * (len(rings) - 1) + [i] for i in range(where.shape[-1])])
+    assert topology.bandwidth(where, along)[0] == where.chip.ici * (2 if rings[-1] else 1)
+
+
+@pytest.mark.parametrize(
     "flags,message",
     [
         (["--topology", "v5e:4x4"], "TowerConfig.text_size is 0"),
         (["--topology", "v9:4x4", *FLAGS], "no TPU is called 'v9'"),
         (["--topology", "v5e:4x4", *FLAGS, "--set", "BATCH=1000"], "1000 does not divide over 16"),
         (["--topology", "v5e:4x4", *FLAGS, "--set", "train.row_length=200"], "train.row_length = 200 is not a multiple"),
+        (["--topology", "v5e:4x4", *FLAGS, "--set", "train.row_length=0"], "train.row_length = 0: give a whole number, 1 or more"),
+        (["--topology", "v5e:4x4", *FLAGS, "--set", "train.rows=0"], "train.rows = 0: give a whole number, 1 or more"),
+        (["--topology", "v5e:4x4", *FLAGS, "--set", "MICROBATCHES=0"], "train.microbatches = 0: give a whole number, 1 or more"),
+        (
+            ["--topology", "v5e:4x4", *FLAGS, "--set", "BATCH=256", "--set", "MICROBATCHES=3"],
+            "train.microbatches = 3 does not divide the 16 pairs",
+        ),
+        (
+            ["--topology", "v5e:4x4", "--slices", "2", *FLAGS],
+            "train.mesh_replica = 1 is no multiple of the 2 slices; set train.mesh_replica to 2",
+        ),
+        (["--topology", "v5e:4x4", *FLAGS, "--set", "plan_pod.tokens_per_pair=0"], "plan_pod.tokens_per_pair = 0: give the mean"),
+        (["--topology", "v5e:4x4", *FLAGS, "--set", "plan_pod.num_units=0"], "plan_pod.num_units = 0: give a whole number"),
         (["--topology", "v5e:4x4", "--set", "MODEL_AXIS=3", *FLAGS[:-2]], "does not divide 16 devices"),
     ],
 )

@@ -12,8 +12,10 @@ import pytest
 from small_run import ROOT
 from train import runs
 
+from benchmarks import tiny_run
 from xretrieval import mesh as mesh_lib
 from xretrieval.data.packing import Shape
+from xretrieval.errors import UserError
 from xretrieval.model.tower import ComputeConfig
 from xretrieval.train import state as state_lib
 from xretrieval.train.loop import place
@@ -113,3 +115,10 @@ def test_a_step_that_is_not_finite_leaves_the_state(where):
     assert metrics["skipped"] == 1.0
     assert not np.isfinite(metrics["loss"])
     jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, after), before)
+
+
+def test_parts_that_do_not_divide_a_data_shard_are_refused_before_anything_is_written(tmp_path):
+    """16 pairs on 8 data shards: what is at fault is train.microbatches, and the shards are those of the mesh."""
+    with pytest.raises(UserError, match=r"train.microbatches = 3 does not divide the 2 pairs of a data shard \(16 over 8\)"):
+        tiny_run.run(tmp_path, microbatches=3)
+    assert not (tmp_path / "train").exists()

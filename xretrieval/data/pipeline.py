@@ -100,7 +100,10 @@ class BatchPipeline:
     def __init__(self, tasks: Sequence[TaskData], batch_size: int, vocab_size: int, seed: int, shards: int, shape: Shape):
         self.tasks, self.batch_size, self.vocab_size, self.seed, self.shards = tuple(tasks), batch_size, vocab_size, seed, shards
         if batch_size % shards:
-            raise UserError(f"a batch of {batch_size} pairs does not divide over {shards} data shards; change train.batch_size")
+            raise UserError(
+                f"a batch of {batch_size} pairs does not divide over {shards} data shards, those of the mesh times microbatches; change train.batch_size "
+                f"or train.microbatches"
+            )
         self.schedule = Schedule([task.lengths() for task in tasks], batch_size, seed)
         self.shape = shape
 

@@ -133,9 +133,13 @@ def plan(
         not fit `rows`, naming it and what it needs.
     """
     schedule = Schedule(tasks, batch_size, seed)
-    _check(schedule, row_length, rows, max_segments)
+    check_shape(row_length, rows, max_segments)
+    _check_longest(schedule, row_length)
     if batch_size % shards:
-        raise UserError(f"a batch of {batch_size} pairs does not divide over {shards} data shards; change train.batch_size")
+        raise UserError(
+            f"a batch of {batch_size} pairs does not divide over {shards} data shards, those of the mesh times microbatches; change train.batch_size "
+            f"or train.microbatches"
+        )
     key = _key(schedule, [shards, num_steps, row_length, rows, max_segments])
     if cache and pathlib.Path(cache).exists() and (kept := read_json(cache))["key"] == key:
         return Plan(**kept["plan"])
@@ -170,10 +174,14 @@ def plan(
     return made
 
 
-def _check(schedule: Schedule, row_length: int | None, rows: int | None, max_segments: int | None) -> None:
+def check_shape(row_length: int | None, rows: int | None, max_segments: int | None) -> None:
+    """UserError where one that is given is not a whole number above 0."""
     for name, value in {"row_length": row_length, "rows": rows, "max_segments": max_segments}.items():
         if value is not None and (not isinstance(value, int) or value < 1):
             raise UserError(f"train.{name} = {value!r}: give a whole number, 1 or more, or None")
+
+
+def _check_longest(schedule: Schedule, row_length: int | None) -> None:
     task = max((task for task in schedule.tasks if task.rate > 0), key=lambda task: task.longest)
     if row_length and task.longest > row_length:
         raise UserError(

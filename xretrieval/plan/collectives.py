@@ -76,7 +76,7 @@ def _inside(instruction: hlo.Instruction, visit: hlo.Visit, mesh: Mesh, devices:
     ids = _permuted(instruction.rest) if kind == "collective-permute" else group_of(instruction.rest, devices)
     if len(ids) < 2:
         return None
-    return Collective(kind, _axes(ids, mesh), len(ids), ids, _payload(kind, instruction, len(ids)), between=False, count=1)
+    return Collective(kind, _axes(ids, mesh), len(ids), ids, _payload(instruction, len(ids)), between=False, count=1)
 
 
 def _between(instruction: hlo.Instruction, slices: int) -> Collective | None:
@@ -98,14 +98,15 @@ def _kind(instruction: hlo.Instruction, visit: hlo.Visit) -> str | None:
     return "reduce-scatter" if opcode == "all-reduce" and "all-reduce-scatter" in visit.computation else opcode
 
 
-def _payload(kind: str, instruction: hlo.Instruction, group: int) -> int:
-    sizes = instruction.arrays()
-    if instruction.opcode.endswith("-start") and kind in ("all-gather", "collective-permute"):
+def _payload(instruction: hlo.Instruction, group: int) -> int:
+    """`Collective.payload` of an operation, or of its start where it is asynchronous."""
+    sizes, opcode = instruction.arrays(), instruction.opcode
+    if opcode.endswith("-start") and opcode != "all-reduce-start":  # that one's type is its results alone
         # (operands, results, flags): as many results as operands.
         operands = len(instruction.operands)
-        return sum(sizes[operands : 2 * operands])
-    whole = sum(sizes)
-    return whole * group if instruction.opcode == "reduce-scatter" else whole
+        sizes = sizes[operands : 2 * operands]
+    # Of what is scattered the result is a part. A TPU's all-reduce inside a fusion of that name has the whole.
+    return sum(sizes) * (group if opcode.startswith("reduce-scatter") else 1)
 
 
 def group_of(attributes: str, devices: int) -> tuple[int, ...]:

@@ -7,10 +7,12 @@ import pathlib
 
 from xretrieval import mesh as mesh_lib
 from xretrieval.data.packing import Shape
+from xretrieval.data.plan import check_shape
 from xretrieval.errors import UserError, write_json
 from xretrieval.model.tower import ComputeConfig, TowerConfig, check_mesh
 from xretrieval.plan import programs, report, search
 from xretrieval.plan.topology import parse
+from xretrieval.train import begin
 from xretrieval.train.loss import LossConfig
 from xretrieval.train.optimizer import OptimizerConfig
 from xretrieval.train.trainable import TrainableConfig
@@ -59,6 +61,9 @@ def plan_pod(
     Raises:
       UserError: no such topology, or settings that no mesh of it takes.
     """
+    begin.check_whole(batch_size=batch_size, microbatches=microbatches)
+    check_shape(row_length, rows, max_segments)
+    _check_data(num_units, tokens_per_pair)
     where = parse(topology, slices)
     if not tower.text_size:
         raise UserError(
@@ -67,7 +72,7 @@ def plan_pod(
     tower = dataclasses.replace(tower, num_units=tower.num_units or num_units)
     mesh = programs.mesh_of(where, mesh_model, mesh_replica)
     check_mesh(tower, mesh)
-    mesh_lib.check_batch(batch_size, mesh)
+    mesh_lib.check_batch(batch_size, mesh, microbatches)
     shards = mesh_lib.batch_shards(mesh) * microbatches
     length = row_length or 512
     shape = Shape(length, rows or rows_of(batch_size, shards, tokens_per_pair, length), max_segments or -(-length // _SHORTEST))
@@ -85,6 +90,13 @@ def plan_pod(
     write_json(path, json.loads(json.dumps(content)))
     print(f"wrote {path}")
     return 0 if found.step.too_much is None and found.embed.too_much is None else 2
+
+
+def _check_data(num_units: int, tokens_per_pair: float) -> None:
+    if not isinstance(num_units, int) or num_units < 1:
+        raise UserError(f"plan_pod.num_units = {num_units!r}: give a whole number, 1 or more")
+    if not tokens_per_pair > 0:
+        raise UserError(f"plan_pod.tokens_per_pair = {tokens_per_pair!r}: give the mean tokens of a pair, more than 0")
 
 
 def rows_of(batch_size: int, shards: int, tokens_per_pair: float, row_length: int) -> int:

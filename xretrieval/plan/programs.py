@@ -86,8 +86,12 @@ class State:
 
 
 def mesh_of(topology: Topology, model: int, replica: int) -> jax.sharding.Mesh:
-    """The run's mesh over the slices' devices; slices lie along `replica`."""
-    return mesh_lib.make_mesh(model, max(replica, topology.slices), topology.devices())
+    """The run's mesh over the slices' devices; slices lie along `replica`.
+
+    Raises:
+      UserError: what `train` would say there, as of a `replica` that is no multiple of the slices.
+    """
+    return mesh_lib.make_mesh(model, replica, topology.devices())
 
 
 def state_of(run: Run, mesh: jax.sharding.Mesh) -> State:

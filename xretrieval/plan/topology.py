@@ -42,9 +42,11 @@ class Topology:
         return math.prod(self.shape) * self.slices
 
     def wraps(self, axis: int) -> bool:
-        """Whether the axis is a ring: from full cubes of 4 on where chips have three axes, at 16 where they have two."""
-        length = self.shape[axis]
-        return length % 4 == 0 if self.chip.axes == 3 else length == 16
+        """Whether the axis is a ring: at 16 where chips have two axes; where they have three, in slices of whole cubes of 4 x 4 x 4.
+
+        "Slices smaller than a full cube [...] don't have wrap-around links" (cloud.google.com/tpu/docs/v5p): all sides count, not the axis alone.
+        """
+        return all(side % 4 == 0 for side in self.shape) if self.chip.axes == 3 else self.shape[axis] == 16
 
     def devices(self) -> list:
         """The devices, as `jax.devices()` would give them there.

@@ -58,13 +58,13 @@ def check_run(
     mesh: jax.sharding.Mesh,
     changeable: dict[str, Any],
 ) -> str:
-    """The fingerprint of the run (`identity.check`); `changeable` is what `settings` gives.
+    """The fingerprint of the run (`identity.check`); `changeable` is what `settings` gives, `microbatches` among them.
 
     Raises:
       UserError: the tower or the batch does not divide over the mesh, or the workdir is another run's.
     """
     tower.check_mesh(config, mesh)
-    mesh_lib.check_batch(batch_size, mesh)
+    mesh_lib.check_batch(batch_size, mesh, changeable["train.microbatches"])
     fixed = {
         **data.identity,
         "tower": dataclasses.asdict(config),
@@ -84,8 +84,10 @@ def _assembly(task: TaskData) -> dict[str, Any]:
     return {"rate": task.rate, "dropped tokens": task.drop_rate, "neutral languages": task.neutral_rate, "prefixes": frames}
 
 
-def settings(optimizer: OptimizerConfig, loss: LossConfig, compute: tower.ComputeConfig, mesh: jax.sharding.Mesh, **counts: int) -> dict:
-    """What a run may go on with another value of."""
+def settings(
+    optimizer: OptimizerConfig, loss: LossConfig, compute: tower.ComputeConfig, mesh: jax.sharding.Mesh, **counts: int | None
+) -> dict:
+    """What a run may go on with another value of; `counts` are those of `train`, None where it is left to the data."""
     configs = {type(config).__name__: dataclasses.asdict(config) for config in (optimizer, loss, compute)}
     devices = {**mesh.shape, "processes": jax.process_count(), "device": mesh.devices.flat[0].device_kind}
     return {**configs, **{f"train.{name}": count for name, count in counts.items()}, "mesh": devices}
@@ -127,6 +129,13 @@ def check_whole(**settings: int) -> None:
     for name, value in settings.items():
         if not isinstance(value, int) or value < 1:
             raise UserError(f"train.{name} = {value!r}: give a whole number, 1 or more")
+
+
+def check_counts(**settings: int | None) -> None:
+    """UserError where one that is given is not a whole number; 0 is one: never, or none."""
+    for name, value in settings.items():
+        if value is not None and (not isinstance(value, int) or value < 0):
+            raise UserError(f"train.{name} = {value!r}: give a whole number, 0 or more")
 
 
 def initial_state(

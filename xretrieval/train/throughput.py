@@ -12,6 +12,8 @@ from xretrieval.train.state import TrainState
 
 # Looked up, not multiplied with; and multiplied with once for a sequence, not for a token.
 _NOT_COUNTED = ("embedding.", "dense.")
+# Of a norm: no matrix, and a product of its own for each number.
+_SCALE = ".scale_D"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,7 @@ class ModelFlops:
     def of(cls, tower: TowerConfig, state: TrainState) -> "ModelFlops":
         """Of a state, abstract or not."""
         counts = [
-            sum(x.size for name, x in params.items() if not name.startswith(_NOT_COUNTED))
+            sum(x.size for name, x in params.items() if not (name.startswith(_NOT_COUNTED) or name.endswith(_SCALE)))
             for params in (state.params["tower"], state.frozen)
         ]
         return cls(tower, *counts)
