@@ -9,6 +9,7 @@ import jax
 
 from xretrieval import distributed
 from xretrieval import mesh as mesh_lib
+from xretrieval.data.plan import check_shape
 from xretrieval.model.tower import ComputeConfig, TowerConfig
 from xretrieval.model.unit_rows import UnitInit
 from xretrieval.progress import track
@@ -86,13 +87,14 @@ def train(
     """
     counts = {"num_steps": num_steps, "batch_size": batch_size, "microbatches": microbatches, "log_every": log_every}
     begin.check_whole(**counts, checkpoint_every=checkpoint_every, keep_checkpoints=keep_checkpoints)
-    traced, mesh, tx = (
-        profile_lib.parse(profile, num_steps),
-        mesh_lib.make_mesh(mesh_model, mesh_replica),
-        make_optimizer(optimizer, num_steps),
-    )
+    begin.check_counts(max_skipped_steps=max_skipped_steps, validate_every=validate_every, stop_after=stop_after)
+    shape = {"row_length": row_length, "rows": rows, "max_segments": max_segments}
+    check_shape(**shape)
+    traced = profile_lib.parse(profile, num_steps)
+    mesh, tx = mesh_lib.make_mesh(mesh_model, mesh_replica), make_optimizer(optimizer, num_steps)
     config = dataclasses.replace(tower, text_size=data.text_size, num_units=data.num_units)
-    settings = begin.settings(optimizer, loss, compute, mesh, num_steps=num_steps, microbatches=microbatches)
+    changeable = {"num_steps": num_steps, "microbatches": microbatches, "max_skipped_steps": max_skipped_steps, **shape}
+    settings = begin.settings(optimizer, loss, compute, mesh, **changeable)
     identity = begin.check_run(workdir, data, config, trainable, init_from, unit_init, batch_size, seed, mesh, settings)
     wanted = (row_length, rows, max_segments)
     pipeline = begin.packed_pipeline(workdir, data, config, compute, num_steps, batch_size, seed, mesh, microbatches, wanted)
