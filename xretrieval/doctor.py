@@ -248,5 +248,5 @@ def _collectives(doctor: Doctor, mesh: Any) -> None:
             found.append("equal to NumPy, and so is its gradient")
         for size in _CANARY_BYTES:
             with doctor.check(f"reduce-scatter of {size >> 10:,} KiB") as found:
-                canary.check_reduce_scatter(size)
-                found.append("equal to NumPy")
+                chunk = canary.check_reduce_scatter(size)
+                found.append("equal to NumPy" + ("" if chunk == size else f", in chunks of {chunk:,} bytes"))
