@@ -1,5 +1,6 @@
 """What the verbs do where it takes more than one stage. `main.py` configures these functions; imports wait until a verb runs."""
 
+import hashlib
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -220,12 +221,22 @@ def plan_batches(
 
 
 def validation(mixture: Mixture, units_dir: str, split: str = "validation"):
-    """A function of (tower config, parameters, compute config) for `train.validate`: mean R@1 over the languages of a split of unit records."""
+    """A function of (tower config, parameters, compute config) for `train.validate`: mean R@1 over the languages of a split of unit records.
+
+    Raises:
+      UserError: of several processes, one reads other records: with more or longer ones it would wait for the others in vain.
+    """
+    from xretrieval import distributed
     from xretrieval.evaluate.embed import embed_sequences
     from xretrieval.evaluate.evaluation import evaluate_records, mean_r1
     from xretrieval.units.extract import read_unit_records
 
-    records, vocabulary = list(read_unit_records(os.path.join(units_dir, split))), mixture.vocabulary
+    folder, vocabulary, digest = os.path.join(units_dir, split), mixture.vocabulary, hashlib.sha256()
+    records = list(read_unit_records(folder))
+    for record in records:
+        said = record.utterance  # not its `audio`: that may lie elsewhere on every host
+        digest.update(repr((said.id, said.sentence_id, said.language, said.text, said.english, record.units)).encode())
+    distributed.check_same(f"validation data in {folder}", digest.hexdigest())
 
     def validate(config, params, compute) -> dict[str, float]:
         def embed(tokens, languages, modality):

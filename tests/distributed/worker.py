@@ -5,6 +5,7 @@ Its place comes from the environment, as from `launch.local`. Nothing here impor
 
 import ast
 import dataclasses
+import json
 import os
 import pathlib
 import signal
@@ -17,9 +18,10 @@ import numpy as np
 import runs
 
 from benchmarks import tiny_run
-from xretrieval import canary, distributed
+from xretrieval import canary, distributed, verbs
 from xretrieval import mesh as mesh_lib
-from xretrieval.errors import Preempted, UserError
+from xretrieval.corpora.shards import commit_shard
+from xretrieval.errors import Preempted, UserError, write_json
 from xretrieval.evaluate.embed import embed_sequences
 from xretrieval.model.tower import init
 from xretrieval.train import checkpoint, run
@@ -58,6 +60,36 @@ def validate(config, params, compute):
     """Embeddings of a fixed set that no batch divides evenly, summed up."""
     sequences = [np.arange(1, 2 + i % 40, dtype=np.int32) for i in range(70)]
     return {"validation/sum": float(embed_sequences(config, params, sequences, compute=compute).sum(dtype=np.float64))}
+
+
+class Letters:
+    """A vocabulary whose tokens are letters and units."""
+
+    def encode_text(self, text):
+        return np.array([ord(letter) % 50 + 1 for letter in text], np.int32)
+
+    def encode_units(self, units):
+        return np.array(units, np.int32) + 50
+
+    def sequence(self, ids, code, modality):
+        return ids
+
+
+def validation(folder, records=70):
+    """`verbs.validation` of records that each process has in a folder of its own under the same name, with a fresh tower."""
+    os.chdir(folder)
+    os.makedirs(f"process-{distributed.me()}/units/validation")
+    os.chdir(f"process-{distributed.me()}")
+    lines = [
+        {"id": str(i), "sentence_id": str(i), "language": "de_de", "text": "Montag"[: 1 + i % 6], "split": "validation"} for i in range(70)
+    ]
+    lines = [{**line, "units": [*range(1 + i % 40)]} for i, line in enumerate(lines)]
+    commit_shard("units/validation", 0, 1, "key", [json.dumps(line).encode() for line in lines[:records]], {})
+    write_json("units/validation/index.json", {"shards": 1})
+    with jax.set_mesh(mesh_lib.make_mesh()):
+        config = dataclasses.replace(tiny_run.TOWER, layers=1, text_size=60, num_units=40)
+        measure = verbs.validation(verbs.Mixture(None, Letters(), None), "units")
+        measure(config, init(config, 0), runs.ComputeConfig())
 
 
 def train(folder, pace=0.0, optimizer=None, **settings):
@@ -108,7 +140,7 @@ def arm(phase, action):
         before(sys.modules["xretrieval.evaluate.embed"], "_embed_rows", fault, call=2)
 
 
-TASKS = {"gradients": gradients, "train": train}
+TASKS = {"gradients": gradients, "train": train, "validation": validation}
 
 
 def main(task, folder, *settings):
