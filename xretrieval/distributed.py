@@ -22,7 +22,7 @@ from jax._src import distributed as jax_distributed  # the coordination service'
 from jax.experimental import multihost_utils
 
 from xretrieval import joining
-from xretrieval.errors import UserError
+from xretrieval.errors import Preempted, UserError
 from xretrieval.watch import Watch
 
 BARRIER_TIMEOUT = 1800.0
@@ -50,7 +50,8 @@ def session(**options) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if _watch is not None and (not _stopping_together or isinstance(error, UserError | OSError)):
+        # What else goes wrong while all stop does so on one of them: the others still wait for it, and it would wait for them at the end.
+        if _watch is not None and not (_stopping_together and isinstance(error, Preempted | KeyboardInterrupt)):
             _give_up(_watch, error)
         _leave()
         raise
@@ -173,7 +174,9 @@ class StopOnSignal:
         return self
 
     def _note(self, number, frame) -> None:
+        global _stopping_together
         if self.signal == number == signal.SIGINT:
+            _stopping_together = False  # this process no longer waits for what all still do
             raise KeyboardInterrupt
         self.signal = number
         if not alone():

@@ -5,6 +5,7 @@ Its place comes from the environment, as from `launch.local`. Nothing here impor
 
 import ast
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -104,6 +105,24 @@ def train(folder, pace=0.0, optimizer=None, **settings):
     tiny_run.run(folder, validate=validate, tower=dataclasses.replace(tiny_run.TOWER, layers=1), **settings)
 
 
+def stop(folder, fails=""):
+    """Steps until SIGTERM, which process 1 sends itself; then all save and leave, but one that `fails`."""
+    with distributed.StopOnSignal() as asked:
+        for step in itertools.count(1):
+            time.sleep(0.02)
+            if step == 5 and distributed.me() == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            if asked.requested(step):
+                break
+        if fails == "RuntimeError":
+            raise RuntimeError("the device is broken")
+        if fails == "second Ctrl-C":
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+        distributed.barrier("saved")
+    raise Preempted(step)
+
+
 def before(module, name, act, call=1):
     """From now on `act` runs before every call of a function, from the `call`th on."""
     function, calls = getattr(module, name), iter(range(1, 1_000_000))
@@ -140,7 +159,7 @@ def arm(phase, action):
         before(sys.modules["xretrieval.evaluate.embed"], "_embed_rows", fault, call=2)
 
 
-TASKS = {"gradients": gradients, "train": train, "validation": validation}
+TASKS = {"gradients": gradients, "train": train, "validation": validation, "stop": stop}
 
 
 def main(task, folder, *settings):
