@@ -56,6 +56,9 @@ def test_a_batch_that_does_not_divide_is_refused():
     mesh_lib.check_batch(24, mesh_lib.make_mesh(2, 2))
     with pytest.raises(UserError, match="train.batch_size = 12 does not divide over 8 devices"):
         mesh_lib.check_batch(12, mesh_lib.make_mesh(2, 2))
+    mesh_lib.check_batch(24, mesh_lib.make_mesh(2, 2), 3)
+    with pytest.raises(UserError, match=r"train.batch_size = 24 .* 4 data shards of train.microbatches = 4; set it to a multiple of 16$"):
+        mesh_lib.check_batch(24, mesh_lib.make_mesh(2, 2), 4)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed here (extra `tpu`)")

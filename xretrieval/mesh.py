@@ -94,10 +94,16 @@ def local_shards(mesh: Mesh, parts: int = 1) -> tuple[int, ...]:
     return tuple(s * parts + part for s in held for part in range(parts))
 
 
-def check_batch(batch_size: int, mesh: Mesh) -> None:
+def check_batch(batch_size: int, mesh: Mesh, microbatches: int = 1) -> None:
     """UserError where a batch does not split evenly; devices along `model` share the columns of the loss."""
     if batch_size % mesh.size:
         raise UserError(f"train.batch_size = {batch_size} does not divide over {mesh.size} devices; set it to a multiple of {mesh.size}")
+    shards = batch_shards(mesh)
+    if batch_size % (shards * microbatches):
+        raise UserError(
+            f"train.batch_size = {batch_size} does not divide over {shards} data shards of train.microbatches = {microbatches}; set it to a multiple of "
+            f"{math.lcm(shards * microbatches, mesh.size)}"
+        )
 
 
 def sharding(mesh: Mesh, *logical_axes: str | None) -> NamedSharding:

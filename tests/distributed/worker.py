@@ -13,13 +13,14 @@ import signal
 import sys
 import threading
 import time
+import types
 
 import jax
 import numpy as np
 import runs
 
 from benchmarks import tiny_run
-from xretrieval import canary, distributed, verbs
+from xretrieval import canary, distributed, doctor, verbs
 from xretrieval import mesh as mesh_lib
 from xretrieval.corpora.shards import commit_shard
 from xretrieval.errors import Preempted, UserError, write_json
@@ -29,6 +30,7 @@ from xretrieval.train import checkpoint, run
 from xretrieval.train.loop import place
 from xretrieval.train.optimizer import OptimizerConfig
 from xretrieval.train.step import LossConfig, StepConfig, loss_fn
+from xretrieval.train.trainable import TrainableConfig
 
 
 def _whole(x):
@@ -123,6 +125,24 @@ def stop(folder, fails=""):
     raise Preempted(step)
 
 
+def examine(folder, workdir="train", ahead=0.0, **other):
+    """`xretrieval doctor` of a sound run, or of one that differs on a process."""
+    doctor.time = types.SimpleNamespace(time=lambda: time.time() + ahead)
+    given = {
+        "configuration": "train.num_steps = 4\ntrain.seed = 0\n",
+        "mesh_model": 1,
+        "mesh_replica": 1,
+        "batch_size": 8,
+        "microbatches": 1,
+    }
+    configs = {"tower": tiny_run.TOWER, "optimizer": OptimizerConfig(), "trainable": TrainableConfig()}
+    records = pathlib.Path(folder) / f"records-{distributed.me()}"
+    run = doctor.Run(
+        workdir=f"{folder}/{workdir}", keep_checkpoints=2, **{**given, **configs, **other}, data=lambda: tiny_run.data(records)
+    )
+    return doctor.examine(run, 60, 30)
+
+
 def before(module, name, act, call=1):
     """From now on `act` runs before every call of a function, from the `call`th on."""
     function, calls = getattr(module, name), iter(range(1, 1_000_000))
@@ -159,7 +179,7 @@ def arm(phase, action):
         before(sys.modules["xretrieval.evaluate.embed"], "_embed_rows", fault, call=2)
 
 
-TASKS = {"gradients": gradients, "train": train, "validation": validation, "stop": stop}
+TASKS = {"gradients": gradients, "train": train, "validation": validation, "stop": stop, "examine": examine}
 
 
 def main(task, folder, *settings):
@@ -171,7 +191,7 @@ def main(task, folder, *settings):
         arm(*os.environ["FAULT"].split(":"))
     try:
         with distributed.session(**timeouts):
-            TASKS[task](folder, **given)
+            return TASKS[task](folder, **given) or 0
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -179,7 +199,6 @@ def main(task, folder, *settings):
         return os.EX_TEMPFAIL
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 if __name__ == "__main__":
