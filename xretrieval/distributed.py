@@ -116,7 +116,7 @@ def barrier(name: str, timeout: float = BARRIER_TIMEOUT) -> None:
         missing = re.search(r"timed out task names:\s*([\d\s,]+)", str(error))
         if "DEADLINE_EXCEEDED" not in str(error) or missing is None:
             raise
-        names = ", ".join(name_of(int(i)) for i in re.findall(r"\d+", missing[1]))
+        names = ", ".join(name_of(i) for i in sorted(map(int, re.findall(r"\d+", missing[1]))))
         raise UserError(f"after {timeout:g} s at {name!r} there is still missing: {names}; its log says what holds it") from error
 
 

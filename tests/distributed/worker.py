@@ -125,6 +125,19 @@ def stop(folder, fails=""):
     raise Preempted(step)
 
 
+def late(folder, late=()):
+    """A barrier of 2 s to which some come in vain, for the others are later than that."""
+    if distributed.me() in late:
+        time.sleep(4.0)
+        distributed.barrier("others have seen", 30)
+        return
+    try:
+        distributed.barrier("breakfast", 2)
+    except UserError as error:
+        print(error)
+    distributed.barrier("others have seen", 30)
+
+
 def examine(folder, workdir="train", ahead=0.0, **other):
     """`xretrieval doctor` of a sound run, or of one that differs on a process."""
     doctor.time = types.SimpleNamespace(time=lambda: time.time() + ahead)
@@ -179,7 +192,7 @@ def arm(phase, action):
         before(sys.modules["xretrieval.evaluate.embed"], "_embed_rows", fault, call=2)
 
 
-TASKS = {"gradients": gradients, "train": train, "validation": validation, "stop": stop, "examine": examine}
+TASKS = {"gradients": gradients, "train": train, "validation": validation, "stop": stop, "examine": examine, "late": late}
 
 
 def main(task, folder, *settings):
