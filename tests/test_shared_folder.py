@@ -11,7 +11,7 @@ from xretrieval.errors import UserError
 
 def test_a_folder_that_can_be_used_is_left_as_it_was(tmp_path):
     (tmp_path / "run.json").write_text("{}")
-    assert shared_folder.check(tmp_path).startswith(f"{tmp_path}: written by all")
+    assert shared_folder.check(tmp_path).startswith(f"{tmp_path}: what is written")
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 

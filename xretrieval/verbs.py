@@ -1,6 +1,5 @@
 """What the verbs do where it takes more than one stage. `main.py` configures these functions; imports wait until a verb runs."""
 
-import hashlib
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -228,15 +227,12 @@ def validation(mixture: Mixture, units_dir: str, split: str = "validation"):
     """
     from xretrieval import distributed
     from xretrieval.evaluate.embed import embed_sequences
-    from xretrieval.evaluate.evaluation import evaluate_records, mean_r1
+    from xretrieval.evaluate.evaluation import evaluate_records, fingerprint, mean_r1
     from xretrieval.units.extract import read_unit_records
 
-    folder, vocabulary, digest = os.path.join(units_dir, split), mixture.vocabulary, hashlib.sha256()
+    folder, vocabulary = os.path.join(units_dir, split), mixture.vocabulary
     records = list(read_unit_records(folder))
-    for record in records:
-        said = record.utterance  # not its `audio`: that may lie elsewhere on every host
-        digest.update(repr((said.id, said.sentence_id, said.language, said.text, said.english, record.units)).encode())
-    distributed.check_same(f"validation data in {folder}", digest.hexdigest())
+    distributed.check_same(f"validation data in {folder}", fingerprint(records))
 
     def validate(config, params, compute) -> dict[str, float]:
         def embed(tokens, languages, modality):

@@ -15,7 +15,7 @@ def test_two_processes_that_fit_together_are_ok(tmp_path):
     lines = said(found)
     assert {state for state, _ in lines.values()} == {"OK"}
     assert lines["processes"][1].startswith("2, from process 0 on")
-    assert lines["workdir"][1] == f"{tmp_path}/train: written by all, seen by all, and gone for all; folders can be renamed"
+    assert lines["workdir"][1] == f"{tmp_path}/train: what is written and removed is seen; folders can be renamed"
     assert list((tmp_path / "train").iterdir()) == []
 
 
