@@ -1,16 +1,20 @@
 """`xretrieval doctor`: what is wrong is a line that says what to do, and exit code 1."""
 
+import contextlib
 import dataclasses
+import socket
 import types
 
 import jax
 import numpy as np
 import pytest
+import small_run
 
-from xretrieval import doctor, main
+from xretrieval import doctor, joining, main
 from xretrieval import mesh as mesh_lib
 from xretrieval.doctor import Run
 from xretrieval.errors import UserError
+from xretrieval.flags import parse
 from xretrieval.model.tower import TowerConfig
 from xretrieval.train import state as state_lib
 from xretrieval.train.optimizer import OptimizerConfig, make_optimizer
@@ -27,6 +31,8 @@ def data(identity="a"):
 def run(tmp_path, **other):
     given = {
         "workdir": str(tmp_path / "train"),
+        "configuration": "train.num_steps = 1",
+        "microbatches": 1,
         "mesh_model": 2,
         "mesh_replica": 1,
         "batch_size": 8,
@@ -76,6 +82,8 @@ def missing():
     [
         ("mesh", {"mesh_model": 3}, "does not divide 8 devices"),
         ("mesh", {"batch_size": 7}, "batch_size = 7 does not divide over 8 devices"),
+        ("mesh", {"microbatches": 3}, "train.microbatches = 3 does not divide the 2 pairs of a data shard (8 over 4)"),
+        ("mesh", {"microbatches": 0}, "train.microbatches = 0: give a whole number, 1 or more"),
         ("records", {"data": missing}, "records/speech: not there"),
         ("workdir", {"workdir": "/proc/nowhere"}, "cannot be written"),
     ],
@@ -101,6 +109,34 @@ def test_too_few_open_files(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(doctor.resource, "getrlimit", lambda which: (256, 256))
     assert doctor.examine(run(tmp_path), 1800, 100) == 1
     assert "ulimit -n" in lines(capsys)["open files"][1]
+
+
+@pytest.mark.parametrize("setting, state", [("never", "WRONG"), ("madvise", "OK"), ("always", "OK")])
+def test_huge_pages(tmp_path, capsys, monkeypatch, setting, state):
+    (tmp_path / "enabled").write_text("always madvise never\n".replace(setting, f"[{setting}]"))
+    monkeypatch.setattr(doctor, "_HUGE_PAGES", tmp_path / "enabled")
+    assert doctor.examine(None, 1800, 100) == (state == "WRONG")
+    said = lines(capsys)["system"]
+    assert said[0] == state
+    assert (f"transparent huge pages are 'never': slower start and steps; echo always > {tmp_path}" in said[1]) == (state == "WRONG")
+
+
+def test_one_process_needs_no_port(capsys):
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with contextlib.suppress(OSError):  # another program's already
+            other.bind(("127.0.0.1", joining.PORT))
+            other.listen()
+        assert doctor.examine(None, 1800, 100) == 0
+    assert lines(capsys)["processes"] == ("OK", "1, on its own; it needs no coordinator")
+
+
+def test_the_run_file_gives_what_is_looked_at(tmp_path):
+    flags = [flag for setting in [*small_run.settings(tmp_path), "train.microbatches=2"] for flag in ("--set", setting)]
+    found = main._run_file(parse("doctor", ["doctor", f"--gin_file={small_run.GIN[0]}", *flags]))
+    assert (found.batch_size, found.microbatches, found.mesh_replica, found.workdir) == (32, 2, 1, str(tmp_path / "train"))
+    assert "train.microbatches = 2\n" in found.configuration
+    assert "TowerConfig.width = 64\n" in found.configuration
 
 
 def test_an_impossible_place_is_one_line(capsys):

@@ -50,7 +50,8 @@ def session(**options) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if _watch is not None and (not _stopping_together or isinstance(error, UserError | OSError)):
+        # What else goes wrong while all stop does so on one of them: the others still wait for it, and it would wait for them at the end.
+        if _watch is not None and not (_stopping_together and isinstance(error, Preempted | KeyboardInterrupt)):
             _give_up(_watch, error)
         _leave()
         raise
@@ -115,7 +116,7 @@ def barrier(name: str, timeout: float = BARRIER_TIMEOUT) -> None:
         missing = re.search(r"timed out task names:\s*([\d\s,]+)", str(error))
         if "DEADLINE_EXCEEDED" not in str(error) or missing is None:
             raise
-        names = ", ".join(name_of(int(i)) for i in re.findall(r"\d+", missing[1]))
+        names = ", ".join(name_of(i) for i in sorted(map(int, re.findall(r"\d+", missing[1]))))
         raise UserError(f"after {timeout:g} s at {name!r} there is still missing: {names}; its log says what holds it") from error
 
 
@@ -193,7 +194,9 @@ class StopOnSignal:
         return self
 
     def _note(self, number, frame) -> None:
+        global _stopping_together
         if self.signal == number == signal.SIGINT:
+            _stopping_together = False  # this process no longer waits for what all still do
             raise KeyboardInterrupt
         self.signal = number
         if not alone():

@@ -10,19 +10,19 @@ import os
 import pathlib
 import resource
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from xretrieval import distributed, joining
+from xretrieval import distributed, shared_folder
 from xretrieval.errors import UserError
 
 # Those that broke each other, or whose files and programs differ between releases; libtpu where it is installed.
 _PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "orbax-checkpoint", "optax", "numpy")
 _SKEW = 5.0  # seconds that the clocks of hosts may differ by: far less than credentials allow, far more than NTP leaves
 _FILES = 512  # that a process has open beside the records' shards: Orbax' writers, sockets to every host
+_HUGE_PAGES = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _CANARY_BYTES = (256 << 10, 4 << 20)  # a reduce-scatter has been right in the first size and wrong in the second
 
 
@@ -30,16 +30,19 @@ class Run(NamedTuple):
     """What of a run file is looked at.
 
     Attributes:
+      configuration: all bindings, as `config.gin` keeps them.
       workdir: of the run.
-      mesh_model, mesh_replica, batch_size, keep_checkpoints: as of `train`.
+      mesh_model, mesh_replica, batch_size, microbatches, keep_checkpoints: as of `train`.
       tower, optimizer, trainable: their configs.
       data: reads the records; gives `begin.TrainingData`.
     """
 
+    configuration: str
     workdir: str
     mesh_model: int
     mesh_replica: int
     batch_size: int
+    microbatches: int
     keep_checkpoints: int
     tower: Any
     optimizer: Any
@@ -95,8 +98,10 @@ def examine(run: Run | None, initialization_timeout: int, heartbeat_timeout: int
 def _versions() -> list[str]:
     """Versions, the same on all hosts, and those that were tested where the tested set is at hand (a clone of the repository)."""
     have = {name: importlib.metadata.version(name) for name in _PACKAGES if importlib.util.find_spec(name.replace("-checkpoint", ""))}
+    package = pathlib.Path(__file__).parent
     text = f"Python {sys.version_info[0]}.{sys.version_info[1]}, " + ", ".join(f"{name} {version}" for name, version in have.items())
-    path = pathlib.Path(__file__).parent.parent / "constraints/py{}{}.txt".format(*sys.version_info[:2])
+    text += f", xretrieval with source {_source(package)}"
+    path = package.parent / "constraints/py{}{}.txt".format(*sys.version_info[:2])
     if not path.exists():
         return [text, "the tested set is in a clone of the repository only"]
     tested = dict(line.split("==") for line in path.read_text().splitlines() if "==" in line)
@@ -106,17 +111,19 @@ def _versions() -> list[str]:
     return [text]
 
 
+def _source(package: pathlib.Path) -> str:
+    """Fingerprint of the program: hosts with another one would compile another step."""
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def _processes() -> list[str]:
     if distributed.alone():
-        with socket.socket() as probe:
-            try:
-                probe.bind(("", joining.PORT))
-            except OSError as error:
-                raise UserError(
-                    f"port {joining.PORT}, the coordinator's, is taken ({error.strerror}); give another with --coordinator"
-                ) from error
-        return [f"1, on its own; port {joining.PORT} is free for a coordinator"]
+        return ["1, on its own; it needs no coordinator"]
     names = distributed.gather("names", distributed.name_of(distributed.me()))
+    # Who is here has met the others at the coordinator's port; where that is taken, or not reached, the start itself says so.
     return [f"{len(names)}, from {names[0]}, the coordinator, to {names[-1]}"]
 
 
@@ -147,10 +154,9 @@ def _devices() -> list[str]:
 def _system() -> list[str]:
     import jax
 
-    pages = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    setting = pages.read_text().partition("[")[2].partition("]")[0] if pages.exists() else "unknown"
+    setting = _HUGE_PAGES.read_text().partition("[")[2].partition("]")[0] if _HUGE_PAGES.exists() else "unknown"
     if setting == "never" or (jax.default_backend() == "tpu" and setting != "always"):
-        raise UserError(f"transparent huge pages are {setting!r}: slower start and steps; echo always > {pages}")
+        raise UserError(f"transparent huge pages are {setting!r}: slower start and steps; echo always > {_HUGE_PAGES}")
     return [f"{len(os.sched_getaffinity(0))} cores, transparent huge pages {setting}"]
 
 
@@ -158,16 +164,21 @@ def _examine_run(doctor: Doctor, run: Run) -> Any:
     """Returns the mesh of the run, or None where there is none."""
     from xretrieval import mesh as mesh_lib
     from xretrieval.model.tower import check_mesh
+    from xretrieval.train.begin import check_whole
 
     mesh = data = None
+    with doctor.check("configuration", same=True) as found:
+        found.append(_configuration(run.configuration))
     with doctor.check("workdir") as found:
-        found.append(_workdir(run.workdir))
-    with doctor.check("mesh") as found:
+        found.append(shared_folder.check(run.workdir))
+    with doctor.check("mesh", same=True) as found:
+        check_whole(batch_size=run.batch_size, microbatches=run.microbatches, keep_checkpoints=run.keep_checkpoints)
         mesh = mesh_lib.make_mesh(run.mesh_model, run.mesh_replica)
         check_mesh(run.tower, mesh)
-        mesh_lib.check_batch(run.batch_size, mesh)
+        mesh_lib.check_batch(run.batch_size, mesh, run.microbatches)
         axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-        found.append(f"{axes}, {run.batch_size // mesh_lib.batch_shards(mesh)} pairs a data shard")
+        parts = f" in {run.microbatches} microbatches" if run.microbatches > 1 else ""
+        found.append(f"{axes}, {run.batch_size // mesh_lib.batch_shards(mesh)} pairs a data shard{parts}")
     with doctor.check("records", same=True) as found:
         data = run.data()
         pairs = sum(len(task.records.lengths_N2) for task in data.tasks)
@@ -185,29 +196,15 @@ def _examine_run(doctor: Doctor, run: Run) -> Any:
     return mesh
 
 
-def _workdir(workdir: str) -> str:
-    """Every process writes a file there, which all others must see."""
-    token = distributed.gather("token", os.urandom(8).hex())[0]
-    folder, said = pathlib.Path(workdir), ""
-    mine = folder / f".doctor-{token}-{distributed.me()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        mine.write_text(socket.gethostname())
-    except OSError as error:
-        said = f"{workdir}: cannot be written ({error.strerror})"
-    hosts = distributed.gather("written", said)
-    seen = sorted(int(path.name.rpartition("-")[2]) for path in folder.glob(f".doctor-{token}-*"))
-    distributed.barrier("looked")
-    with contextlib.suppress(OSError):
-        mine.unlink()
-    if said:
-        raise UserError(f"{said}; give another workdir")
-    missing = [i for i in range(len(hosts)) if i not in seen]
-    if missing:
-        raise UserError(
-            f"{workdir}: what {', '.join(distributed.name_of(i) for i in missing[:4])} wrote is not seen here; give a folder that all hosts share"
-        )
-    return f"{workdir}: written by all and seen by all"
+def _configuration(text: str) -> str:
+    """Its fingerprint, and what of it is other than process 0's."""
+    # One text comes to all, not that of each to each.
+    theirs = distributed.gather("configuration", text if distributed.first() else "")[0]
+    mine, other = text.splitlines(), theirs.splitlines()
+    said = [f"{line} is not process 0's" for line in mine if line not in other] + [
+        f"{line} is process 0's" for line in other if line not in mine
+    ]
+    return "; ".join([f"fingerprint {hashlib.sha256(text.encode()).hexdigest()[:16]}", *said[:4]])
 
 
 def _disk(run: Run, data: Any) -> str:
@@ -242,11 +239,13 @@ def _collectives(doctor: Doctor, mesh: Any) -> None:
     from xretrieval import mesh as mesh_lib
     from xretrieval.model.embedding import check_lookup
 
-    with jax.set_mesh(mesh or mesh_lib.make_mesh()):
+    # Where one process has no mesh, or another one, its collectives would wait for the others' in vain.
+    agreed = len(set(distributed.gather("mesh", repr(mesh and mesh.shape)))) == 1
+    with jax.set_mesh(mesh if mesh and agreed else mesh_lib.make_mesh()):
         with doctor.check("embedding lookup") as found:
             check_lookup()
             found.append("equal to NumPy, and so is its gradient")
         for size in _CANARY_BYTES:
             with doctor.check(f"reduce-scatter of {size >> 10:,} KiB") as found:
-                canary.check_reduce_scatter(size)
-                found.append("equal to NumPy")
+                chunk = canary.check_reduce_scatter(size)
+                found.append("equal to NumPy" + ("" if chunk == size else f", in chunks of {chunk:,} bytes"))

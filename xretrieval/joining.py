@@ -4,6 +4,7 @@ import ipaddress
 import os
 import re
 import socket
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -48,9 +49,13 @@ def join(
     if place is None or place.processes == 1:
         return None
     one_host = one_host or os.environ.get("XRETRIEVAL_ONE_HOST") == "1"
-    check_coordinator(place.coordinator, place.me, one_host)
+    deadline = time.monotonic() + initialization_timeout
+    addresses = resolve(place.coordinator, initialization_timeout)
+    check_coordinator(place.coordinator, addresses, place.me, one_host)
+    bind = bind_address(addresses, one_host)
     name = f"process {place.me} on {socket.gethostname()} (pid {os.getpid()})"
-    names = rendezvous.meet(place.coordinator, place.processes, place.me, name, initialization_timeout, one_host)
+    left = max(1.0, round(deadline - time.monotonic(), 1))
+    names = rendezvous.meet(place.coordinator, place.processes, place.me, name, left, bind)
     # In every log: where JAX itself ends a process, it only says that its "leader task" is gone.
     print(f"{name} of {place.processes}; the coordinator is {names[0]}, {place.coordinator}", flush=True)
     jax.distributed.initialize(
@@ -61,7 +66,7 @@ def join(
         cluster_detection_method="deactivate",
         initialization_timeout=initialization_timeout,
         heartbeat_timeout_seconds=heartbeat_timeout + max(10, heartbeat_timeout // 2),  # after the watch below, which says more
-        coordinator_bind_address=place.coordinator if one_host else None,  # JAX would listen on every interface
+        coordinator_bind_address=_at(bind, place.coordinator) if bind else None,  # None: on every interface
     )
     return Watch(jax_distributed.global_state.client, place.me, names, heartbeat_timeout)
 
@@ -103,23 +108,75 @@ def with_port(coordinator: str) -> str:
     return coordinator if re.search(r":\d+$", coordinator) else f"{coordinator}:{PORT}"
 
 
-def check_coordinator(coordinator: str, process_id: int, one_host: bool) -> None:
+def resolve(coordinator: str, timeout: float) -> list[str]:
+    """The addresses of the coordinator's host. A name may come to exist after this process: that of a pod does when the pod runs.
+
+    Raises:
+      UserError: it has none after `timeout` seconds.
+    """
+    host, deadline, said = coordinator.rpartition(":")[0].strip("[]"), time.monotonic() + timeout, False
+    while True:
+        try:
+            found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        except socket.gaierror as error:
+            if time.monotonic() >= deadline:
+                raise UserError(
+                    f"coordinator {coordinator}: {host} has no address here after {timeout:g} s ({error.strerror}); give the address of process 0"
+                ) from error
+            if not said:
+                print(
+                    f"coordinator {coordinator}: {host} has no address here yet ({error.strerror}); asked again for {timeout:g} s",
+                    flush=True,
+                )
+                said = True
+            time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
+        else:
+            return list(dict.fromkeys(str(info[4][0]) for info in found))
+
+
+def check_coordinator(coordinator: str, addresses: Sequence[str], process_id: int, one_host: bool) -> None:
     """UserError where a process of a run on several hosts would look for the coordinator on its own machine, and wait there alone.
 
-    Process 0 may know its own name as a loopback address, as Debian's /etc/hosts has it: it listens on every interface.
+    Process 0 may know its own name as a loopback address, as Debian's /etc/hosts has it: then it listens on every interface.
     """
-    host = coordinator.rpartition(":")[0].strip("[]")
-    try:
-        addresses = {info[4][0] for info in socket.getaddrinfo(host, None)}
-    except socket.gaierror as error:
-        raise UserError(
-            f"coordinator {coordinator}: {host} has no address here ({error.strerror}); give the address of process 0"
-        ) from error
-    if one_host or not all(ipaddress.ip_address(str(address).partition("%")[0]).is_loopback for address in addresses):
+    if one_host or not all(_is_loopback(address) for address in addresses):
         return
+    host = coordinator.rpartition(":")[0].strip("[]")
     literal = host == "localhost" or host in addresses
     if literal or process_id != 0:
         raise UserError(
             f"coordinator {coordinator}: that is this machine's loopback, where no other host comes; give process 0's address on the network, or "
             f"start the processes of one machine with `python -m launch.local`"
         )
+
+
+def bind_address(addresses: Sequence[str], one_host: bool) -> str | None:
+    """Where process 0 listens, of the addresses of the coordinator's host; None is every interface.
+
+    At the coordinator's address alone, where that is one: what listens on a host with another network too is for this one. On every interface where
+    others may come by another way than the one that is seen here: by several addresses, by the address of a router or load balancer that leads
+    here, or where this host's own name means loopback to itself.
+    """
+    if one_host:
+        return next((address for address in addresses if _is_own(address)), addresses[0])
+    return addresses[0] if len(addresses) == 1 and not _is_loopback(addresses[0]) and _is_own(addresses[0]) else None
+
+
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
+def _is_own(address: str) -> bool:
+    """Whether an interface of this machine has it."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
+def _at(address: str, coordinator: str) -> str:
+    """HOST:PORT of that address and the coordinator's port."""
+    port = coordinator.rpartition(":")[2]
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

@@ -26,15 +26,9 @@ def _config_saved(workdir: str) -> Iterator[None]:
 
     Of several processes all must have the same bindings, and the first writes them.
     """
-    import gin
-
     from xretrieval import distributed
 
-    path = pathlib.Path(workdir) / "config.gin"
-    # Bindings of other verbs, which a process that ran those knows as well, are not this run's.
-    parts = re.split(r"\n(?=# Parameters for )", gin.config_str())
-    others = tuple(f"# Parameters for {name}:" for name in CONFIGURABLES if name not in VERBS["train"][2])
-    text = "\n".join(part for part in parts if not part.startswith(others))
+    path, text = pathlib.Path(workdir) / "config.gin", _config_text()
     distributed.check_same("configuration", text)
     if not distributed.first():
         yield
@@ -51,6 +45,16 @@ def _config_saved(workdir: str) -> Iterator[None]:
         if earlier is not None:
             path.write_text(earlier)
         raise
+
+
+def _config_text() -> str:
+    """The bindings of `train` as they are now."""
+    import gin
+
+    # Bindings of other verbs, which a process that ran those knows as well, are not this run's.
+    parts = re.split(r"\n(?=# Parameters for )", gin.config_str())
+    others = tuple(f"# Parameters for {name}:" for name in CONFIGURABLES if name not in VERBS["train"][2])
+    return "\n".join(part for part in parts if not part.startswith(others))
 
 
 def configure(verb: str, gin_files: list[str], settings: list[str], bindings: list[str]) -> None:
@@ -251,7 +255,7 @@ def _run_file(arguments: argparse.Namespace):
             return _parameter(f"train.{name}")
         return defaults[name].default
 
-    values = {name: bound(name) for name in ("workdir", "mesh_model", "mesh_replica", "batch_size", "keep_checkpoints")}
+    values = {name: bound(name) for name in ("workdir", "mesh_model", "mesh_replica", "batch_size", "microbatches", "keep_checkpoints")}
     configs = {"tower": "TowerConfig", "optimizer": "OptimizerConfig", "trainable": "TrainableConfig"}
     made = {field: gin.get_configurable(name)() for field, name in configs.items()}
-    return Run(**values, **made, data=gin.get_configurable("training_data"))
+    return Run(_config_text(), **values, **made, data=gin.get_configurable("training_data"))

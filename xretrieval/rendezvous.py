@@ -15,7 +15,7 @@ from xretrieval.errors import UserError
 _LONGEST = 4096  # bytes of a message of one process
 
 
-def meet(coordinator: str, processes: int, me: int, name: str, timeout: float, one_host: bool) -> list[str]:
+def meet(coordinator: str, processes: int, me: int, name: str, timeout: float, bind: str | None = None) -> list[str]:
     """Waits until all processes have come; returns their names, by process.
 
     Args:
@@ -23,7 +23,7 @@ def meet(coordinator: str, processes: int, me: int, name: str, timeout: float, o
       processes: how many there are.
       me, name: this process.
       timeout: seconds.
-      one_host: listen at that address alone, not on every interface.
+      bind: the address that process 0 listens at; None is every interface.
 
     Raises:
       UserError: naming those that are missing after `timeout`, or left, or do not fit together.
@@ -32,7 +32,7 @@ def meet(coordinator: str, processes: int, me: int, name: str, timeout: float, o
     address = host.strip("[]"), int(port)
     hello = {"process": me, "processes": processes, "name": name}
     return (
-        _Host(address, hello, one_host).wait(time.monotonic() + timeout, timeout)
+        _Host(bind, address[1], hello).wait(time.monotonic() + timeout, timeout)
         if me == 0
         else _join(address, hello, time.monotonic() + timeout, timeout)
     )
@@ -60,10 +60,21 @@ def _join(address: tuple[str, int], hello: dict, deadline: float, timeout: float
             ) from error
         if not line:
             raise UserError(f"process 0 at {place} ended before all had come; its log says why")
+        return _names(line, place)
+
+
+def _names(line: bytes, place: str) -> list[str]:
+    """What process 0 answers."""
+    try:
         answer = json.loads(line)
         if "error" in answer:
             raise UserError(answer["error"])
         return answer["names"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"what answers at {place} is another service, not process 0 of this run (it says {line[:40]!r}); give the address of process 0 and a "
+            f"port that is free there with --coordinator"
+        ) from error
 
 
 class _Host:
@@ -73,21 +84,17 @@ class _Host:
       names: of the processes that have come.
     """
 
-    def __init__(self, address: tuple[str, int], hello: dict, one_host: bool):
+    def __init__(self, bind: str | None, port: int, hello: dict):
         self.processes, self.names = hello["processes"], {0: hello["name"]}
-        family = socket.AF_INET6 if not one_host and socket.has_dualstack_ipv6() else socket.AF_INET
-        everywhere = "::" if family == socket.AF_INET6 else ""
+        both = bind is None and socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both or (bind and ":" in bind) else socket.AF_INET
+        address = bind or ("::" if both else "")
         try:
-            self.listener = socket.create_server(
-                (address[0] if one_host else everywhere, address[1]),
-                family=family,
-                backlog=self.processes + 16,
-                dualstack_ipv6=family == socket.AF_INET6,
-            )
+            self.listener = socket.create_server((address, port), family=family, backlog=self.processes + 16, dualstack_ipv6=both)
         except OSError as error:
-            raise UserError(
-                f"port {address[1]}: process 0 cannot listen there ({error.strerror}); give another one with --coordinator"
-            ) from error
+            place = f"port {port} of {bind}" if bind else f"port {port}"
+            reason = str(error.strerror).partition(" (while")[0]  # Python adds the address
+            raise UserError(f"{place}: process 0 cannot listen there ({reason}); give another one with --coordinator") from error
         self.connections: dict[socket.socket, tuple[bytes, int | None]] = {}  # what came so far, and whose it is
 
     def wait(self, deadline: float, timeout: float) -> list[str]:
@@ -153,13 +160,14 @@ class _Host:
         return process
 
     def _answer(self, answer: dict) -> None:
-        """To all that have come. They close first, so that the port is free for JAX at once."""
+        """To all that have come. They close first, so that the port is free for JAX at once; what is none of ours may stay for ever."""
         line = json.dumps(answer).encode() + b"\n"
-        for connection in self.connections:
+        for connection, (_, process) in self.connections.items():
             connection.settimeout(5.0)
             try:
                 connection.sendall(line)
-                connection.recv(1)
+                if process is not None:
+                    connection.recv(1)
             except OSError:
                 pass  # it is gone: JAX's connection will miss it
             connection.close()

@@ -227,12 +227,19 @@ def plan_batches(
 
 
 def validation(mixture: Mixture, units_dir: str, split: str = "validation"):
-    """A function of (tower config, parameters, compute config) for `train.validate`: mean R@1 over the languages of a split of unit records."""
+    """A function of (tower config, parameters, compute config) for `train.validate`: mean R@1 over the languages of a split of unit records.
+
+    Raises:
+      UserError: of several processes, one reads other records: with more or longer ones it would wait for the others in vain.
+    """
+    from xretrieval import distributed
     from xretrieval.evaluate.embed import embed_sequences
-    from xretrieval.evaluate.evaluation import evaluate_records, mean_r1
+    from xretrieval.evaluate.evaluation import evaluate_records, fingerprint, mean_r1
     from xretrieval.units.extract import read_unit_records
 
-    records, vocabulary = list(read_unit_records(os.path.join(units_dir, split))), mixture.vocabulary
+    folder, vocabulary = os.path.join(units_dir, split), mixture.vocabulary
+    records = list(read_unit_records(folder))
+    distributed.check_same(f"validation data in {folder}", fingerprint(records))
 
     def validate(config, params, compute) -> dict[str, float]:
         def embed(tokens, languages, modality):

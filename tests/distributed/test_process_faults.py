@@ -1,5 +1,7 @@
 """One process of four is killed or stopped, or is another run's: the others end in time, and say which one it was."""
 
+import signal
+
 import processes
 import pytest
 
@@ -9,21 +11,37 @@ FAULTS = [(phase, action) for phase in ("initialise", "compile", "step", "save",
 SETTINGS = ("num_steps=12", "checkpoint_every=4", f"heartbeat_timeout={TIMEOUT}", f"initialization_timeout={ARRIVAL}")
 
 
+PEER_LOST = 76
+# A lost process is found after 0.8 of the time limit and a tenth for each of two looks, and ends the others 0.4 s later: within the limit, and with
+# what four processes on two busy cores wait for their turn.
+SLACK = 3
+# Those that wait for the others to come begin up to some seconds after the one that never does: all import JAX at once.
+START = 6
+
+
+def codes_of_others(phase, action, victim):
+    """The exit codes that a process may have that is not the victim."""
+    if phase == "initialise":
+        return {2}  # nobody is lost that has not come: the rendezvous says who is missing
+    if victim == 0 and action == "KILL":
+        return {PEER_LOST, -signal.SIGABRT}  # with the coordinator's socket, JAX may abort a process before its watch can speak
+    return {PEER_LOST}
+
+
 def check(folder, phase, action, victim=1):
     if phase == "restore":
         assert processes.codes(processes.run(4, "train", folder, *SETTINGS, "stop_after=4")) == [0] * 4
     only = {"variables": lambda process: {"FAULT": f"{phase}:{action}"} if process == victim else {}}
     found = processes.run(4, "train", folder, *SETTINGS, **only)
-    assert found[victim].code == (-9 if action == "KILL" else None)
+    assert found[victim].code == (-signal.SIGKILL if action == "KILL" else None)
     others = [one for i, one in enumerate(found) if i != victim]
-    assert all(one.code not in (0, 75, None) for one in others), processes.codes(found)
+    assert {one.code for one in others} <= codes_of_others(phase, action, victim), (processes.codes(found), [one.err for one in others])
     for one in others:
-        # Where the coordinator dies, JAX may end a process before its watch can speak; the first line of its log says who that was.
-        assert f"process {victim}" in one.err or (victim == 0 and "leader task" in one.err and "the coordinator is process 0" in one.out), (
-            one.err
-        )
-    # Within the time limit, and what a loaded machine takes to notice.
-    assert max(one.seconds for one in others) - found[victim].seconds < (ARRIVAL if phase == "initialise" else TIMEOUT) + 10
+        # Where JAX aborts it, the first line of its log says who "leader task" was.
+        aborted = one.code == -signal.SIGABRT and "leader task" in one.err and "the coordinator is process 0" in one.out
+        assert f"process {victim}" in one.err or aborted, one.err
+    limit = ARRIVAL + START if phase == "initialise" else TIMEOUT + SLACK
+    assert max(one.seconds for one in others) - found[victim].seconds < limit
 
 
 def test_a_killed_process_ends_the_others_with_its_name(tmp_path):

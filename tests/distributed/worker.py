@@ -5,27 +5,32 @@ Its place comes from the environment, as from `launch.local`. Nothing here impor
 
 import ast
 import dataclasses
+import itertools
+import json
 import os
 import pathlib
 import signal
 import sys
 import threading
 import time
+import types
 
 import jax
 import numpy as np
 import runs
 
 from benchmarks import tiny_run
-from xretrieval import canary, distributed
+from xretrieval import canary, distributed, doctor, verbs
 from xretrieval import mesh as mesh_lib
-from xretrieval.errors import Preempted, UserError
+from xretrieval.corpora.shards import commit_shard
+from xretrieval.errors import Preempted, UserError, write_json
 from xretrieval.evaluate.embed import embed_sequences
 from xretrieval.model.tower import init
 from xretrieval.train import checkpoint, run
 from xretrieval.train.loop import place
 from xretrieval.train.optimizer import OptimizerConfig
 from xretrieval.train.step import LossConfig, StepConfig, loss_fn
+from xretrieval.train.trainable import TrainableConfig
 
 
 def _whole(x):
@@ -60,6 +65,36 @@ def validate(config, params, compute):
     return {"validation/sum": float(embed_sequences(config, params, sequences, compute=compute).sum(dtype=np.float64))}
 
 
+class Letters:
+    """A vocabulary whose tokens are letters and units."""
+
+    def encode_text(self, text):
+        return np.array([ord(letter) % 50 + 1 for letter in text], np.int32)
+
+    def encode_units(self, units):
+        return np.array(units, np.int32) + 50
+
+    def sequence(self, ids, code, modality):
+        return ids
+
+
+def validation(folder, records=70):
+    """`verbs.validation` of records that each process has in a folder of its own under the same name, with a fresh tower."""
+    os.chdir(folder)
+    os.makedirs(f"process-{distributed.me()}/units/validation")
+    os.chdir(f"process-{distributed.me()}")
+    lines = [
+        {"id": str(i), "sentence_id": str(i), "language": "de_de", "text": "Montag"[: 1 + i % 6], "split": "validation"} for i in range(70)
+    ]
+    lines = [{**line, "units": [*range(1 + i % 40)]} for i, line in enumerate(lines)]
+    commit_shard("units/validation", 0, 1, "key", [json.dumps(line).encode() for line in lines[:records]], {})
+    write_json("units/validation/index.json", {"shards": 1})
+    with jax.set_mesh(mesh_lib.make_mesh()):
+        config = dataclasses.replace(tiny_run.TOWER, layers=1, text_size=60, num_units=40)
+        measure = verbs.validation(verbs.Mixture(None, Letters(), None), "units")
+        measure(config, init(config, 0), runs.ComputeConfig())
+
+
 def train(folder, pace=0.0, optimizer=None, **settings):
     """`tiny_run` with validation; every step takes `pace` seconds at least."""
     if pace:
@@ -70,6 +105,55 @@ def train(folder, pace=0.0, optimizer=None, **settings):
         tiny_run.data(pathlib.Path(folder) / "records")
     distributed.barrier("records")
     tiny_run.run(folder, validate=validate, tower=dataclasses.replace(tiny_run.TOWER, layers=1), **settings)
+
+
+def stop(folder, fails=""):
+    """Steps until SIGTERM, which process 1 sends itself; then all save and leave, but one that `fails`."""
+    with distributed.StopOnSignal() as asked:
+        for step in itertools.count(1):
+            time.sleep(0.02)
+            if step == 5 and distributed.me() == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            if asked.requested(step):
+                break
+        if fails == "RuntimeError":
+            raise RuntimeError("the device is broken")
+        if fails == "second Ctrl-C":
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+        distributed.barrier("saved")
+    raise Preempted(step)
+
+
+def late(folder, late=()):
+    """A barrier of 2 s to which some come in vain, for the others are later than that."""
+    if distributed.me() in late:
+        time.sleep(4.0)
+        distributed.barrier("others have seen", 30)
+        return
+    try:
+        distributed.barrier("breakfast", 2)
+    except UserError as error:
+        print(error)
+    distributed.barrier("others have seen", 30)
+
+
+def examine(folder, workdir="train", ahead=0.0, **other):
+    """`xretrieval doctor` of a sound run, or of one that differs on a process."""
+    doctor.time = types.SimpleNamespace(time=lambda: time.time() + ahead)
+    given = {
+        "configuration": "train.num_steps = 4\ntrain.seed = 0\n",
+        "mesh_model": 1,
+        "mesh_replica": 1,
+        "batch_size": 8,
+        "microbatches": 1,
+    }
+    configs = {"tower": tiny_run.TOWER, "optimizer": OptimizerConfig(), "trainable": TrainableConfig()}
+    records = pathlib.Path(folder) / f"records-{distributed.me()}"
+    run = doctor.Run(
+        workdir=f"{folder}/{workdir}", keep_checkpoints=2, **{**given, **configs, **other}, data=lambda: tiny_run.data(records)
+    )
+    return doctor.examine(run, 60, 30)
 
 
 def before(module, name, act, call=1):
@@ -108,7 +192,7 @@ def arm(phase, action):
         before(sys.modules["xretrieval.evaluate.embed"], "_embed_rows", fault, call=2)
 
 
-TASKS = {"gradients": gradients, "train": train}
+TASKS = {"gradients": gradients, "train": train, "validation": validation, "stop": stop, "examine": examine, "late": late}
 
 
 def main(task, folder, *settings):
@@ -120,7 +204,7 @@ def main(task, folder, *settings):
         arm(*os.environ["FAULT"].split(":"))
     try:
         with distributed.session(**timeouts):
-            TASKS[task](folder, **given)
+            return TASKS[task](folder, **given) or 0
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -128,7 +212,6 @@ def main(task, folder, *settings):
         return os.EX_TEMPFAIL
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -75,6 +75,15 @@ def test_the_canary_passes_here_and_catches_a_wrong_lookup(model, replica, monke
             embedding.check_lookup()
 
 
+@pytest.mark.parametrize("shards", [1, 8, 512])
+def test_the_canary_looks_every_id_up_on_every_shard_of_any_mesh(shards):
+    ids = 16 * shards - 8
+    tokens_RL = embedding._every_id(shards, ids)
+    assert tokens_RL.dtype == np.int32
+    assert (np.sort(tokens_RL, axis=1) == np.arange(ids)).all()
+    assert (tokens_RL[:, 0] == np.arange(shards) % ids).all()
+
+
 @pytest.mark.parametrize("model", [1, 2])
 def test_tables_are_split_over_all_chips(model):
     """Argument bytes a chip at most 1.05 times a fair share, also where `model` is 1."""

@@ -1,5 +1,6 @@
 """Retrieval over unit records: speech to transcript and back, within the language and in the joint pool, and speech to English text."""
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 
@@ -26,6 +27,15 @@ class TextPool:
     def of(self, languages: Sequence[str]) -> tuple[np.ndarray, list[tuple[str, str]]]:
         chosen = [i for i, key in enumerate(self.keys) if key[0] in languages]
         return self.vectors_NE[chosen], [self.keys[i] for i in chosen]
+
+
+def fingerprint(records: Sequence[UnitRecord]) -> str:
+    """Of all that `evaluate_records` reads of them."""
+    digest = hashlib.sha256()
+    for record in records:
+        said = record.utterance  # not its `audio`: that may lie elsewhere on every host
+        digest.update(repr((said.id, said.sentence_id, said.language, said.text, said.english, record.units)).encode())
+    return digest.hexdigest()
 
 
 def evaluate_records(records: Sequence[UnitRecord], encode_units: Encode, encode_text: Encode, seen: Sequence[str]) -> dict[str, dict]:

@@ -94,8 +94,7 @@ def check_lookup(dtype=jnp.float32) -> None:
     ids = sum(sizes)
     table_VD = (np.arange((text + units) * width) % 127).astype(np.float32).reshape(-1, width)
     tables = table_VD[:text], table_VD[text:]
-    # Every ID is looked up on every batch shard, each time from another place on.
-    tokens_RL = (np.arange(mesh_lib.batch_shards(mesh) * ids, dtype=np.int32) * (ids + 1) // ids % ids).reshape(-1, ids)
+    tokens_RL = _every_id(mesh_lib.batch_shards(mesh), ids)
     rows_RL = np.where(tokens_RL < sizes[0], tokens_RL, tokens_RL - sizes[0] + text)
     weight_RLD = (np.arange(tokens_RL.size * width, dtype=np.float32) % 5).reshape(*tokens_RL.shape, width)
     gradient_VD = np.zeros_like(table_VD)
@@ -121,6 +120,11 @@ def check_lookup(dtype=jnp.float32) -> None:
     wrong = int(values), sum(int(count) for count in gradients)
     if any(wrong):
         raise RuntimeError(f"this compiler gets the embedding lookup wrong on {mesh}: {wrong[0]} values, {wrong[1]} gradients")
+
+
+def _every_id(shards: int, ids: int) -> np.ndarray:
+    """int32 [shards, ids]: every ID on every batch shard, on each from the next place on."""
+    return ((np.arange(ids)[None, :] + np.arange(shards)[:, None]) % ids).astype(np.int32)
 
 
 class ExtendedEmbedding(nnx.Module):
