@@ -19,7 +19,7 @@ CONFIGURABLES = {
     "training_data": "xretrieval.verbs:training_data",
     "plan_batches": "xretrieval.verbs:plan_batches",
     "plan_pod": "xretrieval.plan.plan:plan_pod",
-    "validation": "xretrieval.verbs:validation",
+    "validation": "xretrieval.evaluate.validation:validation",
     "TowerConfig": "xretrieval.model.tower:TowerConfig",
     "OptimizerConfig": "xretrieval.train.optimizer:OptimizerConfig",
     "LossConfig": "xretrieval.train.loss:LossConfig",

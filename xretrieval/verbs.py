@@ -226,42 +226,6 @@ def plan_batches(
     print(plan(lengths, batch_size, seed, shards * microbatches, num_steps, row_length, rows, max_segments, cache))
 
 
-def validation(mixture: Mixture, units_dir: str, split: str = "validation"):
-    """A function of (tower config, parameters, compute config) for `train.validate`: mean R@1 over the languages of a split of unit records.
-
-    Raises:
-      UserError: of several processes, one reads other records: with more or longer ones it would wait for the others in vain.
-    """
-    from xretrieval import distributed
-    from xretrieval.evaluate.embed import embed_sequences
-    from xretrieval.evaluate.evaluation import evaluate_records, fingerprint, mean_r1
-    from xretrieval.units.extract import read_unit_records
-
-    folder, vocabulary = os.path.join(units_dir, split), mixture.vocabulary
-    records = list(read_unit_records(folder))
-    distributed.check_same(f"validation data in {folder}", fingerprint(records))
-
-    def validate(config, params, compute) -> dict[str, float]:
-        def embed(tokens, languages, modality):
-            return embed_sequences(
-                config,
-                params,
-                [vocabulary.sequence(ids, code, modality) for ids, code in zip(tokens, languages, strict=True)],
-                compute=None if compute.attention == "splash" else compute,  # rows of any length, which splash does not take
-            )
-
-        def encode_units(units, languages):
-            return embed([vocabulary.encode_units(u) for u in units], languages, "speech")
-
-        def encode_text(texts, languages):
-            return embed([vocabulary.encode_text(text) for text in texts], languages, "text")
-
-        languages = evaluate_records(records, encode_units, encode_text, seen=())
-        return {f"{split}/{name}_r1": value for name, value in mean_r1(languages).items()}
-
-    return validate
-
-
 def export(
     workdir: str, unit_tokenizer_dir: str, tokenizer_file: str, out_dir: str, template: str | None = None, step: int | None = None
 ) -> None:

@@ -24,6 +24,7 @@ from xretrieval import canary, distributed, doctor, verbs
 from xretrieval import mesh as mesh_lib
 from xretrieval.corpora.shards import commit_shard
 from xretrieval.errors import Preempted, UserError, write_json
+from xretrieval.evaluate import validation as validation_lib
 from xretrieval.evaluate.embed import embed_sequences
 from xretrieval.model.tower import init
 from xretrieval.train import checkpoint, run
@@ -79,7 +80,7 @@ class Letters:
 
 
 def validation(folder, records=70):
-    """`verbs.validation` of records that each process has in a folder of its own under the same name, with a fresh tower."""
+    """`evaluate.validation` of records that each process has in a folder of its own under the same name, with a fresh tower."""
     os.chdir(folder)
     os.makedirs(f"process-{distributed.me()}/units/validation")
     os.chdir(f"process-{distributed.me()}")
@@ -91,7 +92,7 @@ def validation(folder, records=70):
     write_json("units/validation/index.json", {"shards": 1})
     with jax.set_mesh(mesh_lib.make_mesh()):
         config = dataclasses.replace(tiny_run.TOWER, layers=1, text_size=60, num_units=40)
-        measure = verbs.validation(verbs.Mixture(None, Letters(), None), "units")
+        measure = validation_lib.validation(verbs.Mixture(None, Letters(), None), "units")
         measure(config, init(config, 0), runs.ComputeConfig())
 
 
