@@ -56,7 +56,6 @@ def join(
     name = f"process {place.me} on {socket.gethostname()} (pid {os.getpid()})"
     left = max(1.0, round(deadline - time.monotonic(), 1))
     names = rendezvous.meet(place.coordinator, place.processes, place.me, name, left, bind)
-    # In every log: where JAX itself ends a process, it only says that its "leader task" is gone.
     print(f"{name} of {place.processes}; the coordinator is {names[0]}, {place.coordinator}", flush=True)
     jax.distributed.initialize(
         place.coordinator,
@@ -68,7 +67,7 @@ def join(
         heartbeat_timeout_seconds=heartbeat_timeout + max(10, heartbeat_timeout // 2),  # after the watch below, which says more
         coordinator_bind_address=_at(bind, place.coordinator) if bind else None,  # None: on every interface
     )
-    return Watch(jax_distributed.global_state.client, place.me, names, heartbeat_timeout)
+    return Watch(jax_distributed.global_state.client, place.me, names, heartbeat_timeout, place.coordinator)
 
 
 class _Place(NamedTuple):

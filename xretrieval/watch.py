@@ -1,11 +1,15 @@
 """Watches over the processes of a run, so that none waits for one that is dead, stopped or has given up.
 
 JAX's coordination service notices a silent process too, and ends all others with a stack trace and that process' number. This watch is earlier,
-and names the process and its host; it is quick where a process fails and can still say so, or where process 0 dies, whose socket closes.
+and names the process and its host; it is quick where a process fails and can still say so, or where process 0 dies, whose socket closes. JAX sees
+that at the same moment and aborts: then the watch speaks after its stack trace, and ends the process with its own exit code.
 """
 
 import contextlib
+import ctypes
 import os
+import signal
+import socket
 import threading
 import time
 
@@ -25,16 +29,28 @@ class Watch:
       me: this process.
       names: of all processes, as the line has them.
       timeout: seconds after which a silent process counts as lost, at most.
+      coordinator: HOST:PORT of process 0.
     """
 
-    def __init__(self, client, me: int, names: list[str], timeout: float):
-        self.client, self.me, self.names, self.timeout = client, me, names, timeout
+    def __init__(self, client, me: int, names: list[str], timeout: float, coordinator: str):
+        self.client, self.me, self.names, self.timeout, self.coordinator = client, me, names, timeout, coordinator
         self._period = timeout / 10  # a beat, a look at them, and a slice of the wait below: silence of 0.8 is found before 1.0
         self._answered = time.monotonic()
         self._closing = threading.Event()
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._beat, self._listen)]
+        self._on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._aborted)
+        if me:
+            _set_abort_handler(ctypes.cast(self._on_abort, ctypes.c_void_p))
         for thread in self._threads:
             thread.start()
+
+    def _aborted(self, number: int) -> None:
+        """SIGABRT, which JAX raises from a thread of its own where it misses the coordinator. That of another cause takes its course."""
+        host, _, port = self.coordinator.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), 2.0).close()
+        except OSError:
+            self._end(f"{self.names[0]}, the coordinator, is gone; its log says why")
 
     def _beat(self) -> None:
         """Says that this process lives; process 0 sees who no longer does. A coordinator that is stopped never answers."""
@@ -98,7 +114,15 @@ class Watch:
     def close(self) -> None:
         """Ends the watch, where every process has finished."""
         self._closing.set()
+        _set_abort_handler(None)
         if self.me == 0:
             self.announce(_FINISHED)
         for thread in self._threads:
             thread.join()
+
+
+def _set_abort_handler(handler: ctypes.c_void_p | None) -> None:
+    """A C function for SIGABRT, None for what the system does; Python's own handlers run too late for a signal that ends the process."""
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    libc.signal(signal.SIGABRT, handler)
