@@ -140,7 +140,7 @@ def test_a_damaged_checkpoint_is_refused(finished, tmp_path):
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
     victim.write_bytes(data)
-    with pytest.raises(main.UserError, match=r"has changed since it was saved; take another step \(20\)"):
+    with pytest.raises(main.UserError, match=r"has changed since it was saved; set export.step to another \(20\)"):
         main.run_verb("export", GIN, [*settings(finished), f"WORKDIR={tmp_path / 'train'}", f"MODEL={tmp_path / 'x'}"])
 
 

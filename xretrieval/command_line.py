@@ -148,7 +148,7 @@ def usage(argv: list[str]) -> int:
         return 0
     print("usage: xretrieval VERB [flags]\n\nRetrieval across speech and text. The verbs, in the order of the data:\n")
     for name, (what, *_) in VERBS.items():
-        print(f"  {name:16}{what}")
+        print(f"  {name:22}{what}")
     print(
         "\n`xretrieval VERB --help` shows its flags and an example. Settings: --gin_file=FILE, --gin.NAME.KEY=VALUE, --set NAME.KEY=VALUE"
     )

@@ -9,8 +9,10 @@ import inspect
 import os
 import pathlib
 import re
+import signal
 import sys
 from collections.abc import Iterator, Sequence
+from typing import NoReturn
 
 from xretrieval import huge_pages
 from xretrieval.command_line import BORROWS, COMMANDS, CONFIGURABLES, SEVERAL_PROCESSES, VERBS, WRITES, usage
@@ -139,7 +141,7 @@ def _explain(message: str, own: tuple[str, ...]) -> str:
     for name in own:
         module, function = CONFIGURABLES[name].split(":")
         names |= inspect.signature(getattr(importlib.import_module(module), function)).parameters.keys()
-    close = difflib.get_close_matches(wanted, sorted(names), 1, 0.5)
+    close = difflib.get_close_matches(wanted, sorted(names - {wanted}), 1, 0.5)
     return f"gin: {line}" + (f" Did you mean {close[0]!r}?" if close else "")
 
 
@@ -175,7 +177,8 @@ def _parameter(name: str):
 
 def main(argv: list[str] | None = None) -> int:
     """The console script; returns the exit code."""
-    if argv is None and sys.argv[1:2] in (["demo"], ["train"]):
+    program = argv is None
+    if program and sys.argv[1:2] in (["demo"], ["train"]):
         huge_pages.use()
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -183,6 +186,8 @@ def main(argv: list[str] | None = None) -> int:
         if verb is None:
             return usage(argv)
         arguments = parse(verb, argv)
+        if program and verb == "train":
+            signal.signal(signal.SIGTERM, _give_way)  # until the run itself can finish a step: nothing is lost yet
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         if verb == "demo":
             from xretrieval.demo.run import run
@@ -203,6 +208,10 @@ def main(argv: list[str] | None = None) -> int:
         return result if verb == "plan" else 0
     except (UserError, OSError, Preempted, KeyboardInterrupt) as error:
         return _told(error)
+
+
+def _give_way(number, frame) -> NoReturn:
+    raise Preempted
 
 
 def _told(error: BaseException) -> int:

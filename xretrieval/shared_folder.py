@@ -1,11 +1,13 @@
-"""Whether a folder is one that all processes of a run share, and does what checkpoints need of it."""
+"""Whether a folder is one that all processes of a run share, and does what checkpoints need of it; and that no other run has it."""
 
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from xretrieval import distributed
 from xretrieval.errors import UserError
@@ -97,3 +99,23 @@ def _until_none(names: Callable[[], list[str]]) -> list[str]:
 
 def _list(names: list[str]) -> str:
     return ", ".join(names[:4]) + (" …" if len(names) > 4 else "")
+
+
+@contextlib.contextmanager
+def taken(workdir: str | os.PathLike) -> Iterator[None]:
+    """The workdir as one run's alone: process 0 holds a lock in it, which the system lets go of when it ends, however it does.
+
+    Raises:
+      UserError: another run has it.
+    """
+    if not distributed.first():
+        yield
+        return
+    with open(pathlib.Path(workdir) / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{workdir}: another run trains into it; wait for its end, or give another workdir") from error
+        except OSError:  # a file system that has no locks
+            pass
+        yield

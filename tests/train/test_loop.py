@@ -260,6 +260,19 @@ def test_a_run_that_is_told_to_stop_before_its_first_step_does(tmp_path, monkeyp
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_workdir_in_which_another_run_is_is_refused(tmp_path):
+    def another(state, batch, config, optimizer):
+        with pytest.raises(UserError, match="train: another run trains into it; wait for its end"):
+            tiny_run.run(tmp_path)
+        return step(state, batch, config, optimizer)
+
+    step = run.train_step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "train_step", another)
+        tiny_run.run(tmp_path, stop_after=1)
+    assert tiny_run.run(tmp_path, stop_after=1) == 2
+
+
 def test_the_scale_is_that_of_the_config(tmp_path, capsys):
     tiny_run.run(tmp_path, stop_after=3, optimizer=OptimizerConfig(warmup_steps=2, learning_rate=0.1))
     before = lines(tmp_path)[-1]["logit_scale"]

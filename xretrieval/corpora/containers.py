@@ -33,7 +33,9 @@ def load_pyav() -> Any:
     try:
         import av
     except ImportError as error:
-        raise Unreadable('MP4 and WebM are read through PyAV: pip install "xretrieval[containers]", or convert it to FLAC') from error
+        raise Unreadable(
+            'MP4 and WebM are read through PyAV: pip install -e ".[containers]" in the repository, or convert it to FLAC'
+        ) from error
     av.logging.set_level(av.logging.PANIC)
     return av
 

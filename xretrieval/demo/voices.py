@@ -83,7 +83,7 @@ def espeak_paths() -> tuple[str, str]:
     try:
         import espeakng_loader
     except ImportError as error:
-        raise UserError('espeak-ng is not installed; it voices the demo corpus: pip install "xretrieval[demo]"') from error
+        raise UserError("espeak-ng is not installed; it voices the demo corpus: pip install -e '.[demo]' in the repository") from error
     library, data = espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
     for path in (library, data):
         if not os.path.exists(path):

@@ -55,7 +55,9 @@ class Topology:
           UserError: libtpu is missing, or refuses the shape.
         """
         if importlib.util.find_spec("libtpu") is None:
-            raise UserError("the package libtpu, the compiler for TPUs, is not installed: pip install 'xretrieval[tpu]' (Linux on x86-64)")
+            raise UserError(
+                "the package libtpu, the compiler for TPUs, is not installed: pip install -e '.[tpu]' in the repository (Linux on x86-64)"
+            )
         from jax.experimental import topologies
 
         flat = (*self.shape, 1)[:3]
@@ -103,6 +105,8 @@ def parse(name: str, slices: int = 1) -> Topology:
             f"topology {name!r}: there is no such slice; axes are multiples of {'x'.join(map(str, _HOST[: chip.axes]))}, the chips of a host, and "
             f"{_MOST_CHIPS[chip.name]} chips of {chip.name} are the most; as in {example}"
         )
+    if chip.axes == 2 and not (shape[0].bit_count() == 1 and shape[1] in (shape[0], 2 * shape[0])):
+        raise UserError(f"topology {name!r}: there is no such slice; those of {chip.name} are 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16")
     return Topology(name, chip, shape, slices)
 
 

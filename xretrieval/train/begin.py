@@ -161,6 +161,8 @@ def initial_state(
         state, done, skipped, unmeasured = _fresh_state(step, tx, seed, trainable, init_from, unit_init, data), 0, 0, False
     else:
         state, (done, skipped, unmeasured) = newest[0], (newest[1].step, newest[1].skipped, newest[1].unmeasured)
+    if done and jax.process_index() == 0:
+        print(f"goes on from step {done}")
     if done > num_steps:
         raise UserError(f"{checkpoints.root.parent}: {done} steps are done already; set train.num_steps to more, or give another workdir")
     try:

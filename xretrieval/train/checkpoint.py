@@ -64,7 +64,7 @@ def restore(workdir: str | os.PathLike, step: int, abstract: TrainState) -> Trai
         manifest_lib.check(folder, manifest_lib.read(folder))
     except Damaged as error:
         others = [other for other in steps(workdir) if other != step]
-        raise UserError(f"{error}; take another step ({', '.join(map(str, others)) or 'there is none'})") from error
+        raise UserError(f"{error}; set export.step to another ({', '.join(map(str, others)) or 'there is none'})") from error
     return _load(folder, abstract)
 
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import optax
 
-from xretrieval.errors import check_fields
+from xretrieval.errors import UserError, check_fields
 from xretrieval.train.trainable import UNITS
 
 
@@ -25,6 +25,15 @@ class OptimizerConfig:
 
     def __post_init__(self):
         check_fields(self)
+        for name in ("learning_rate", "max_gradient_norm"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"OptimizerConfig.{name} = {getattr(self, name)}: it must be above 0")
+        for name in ("warmup_steps", "weight_decay", "unit_learning_rate_multiplier"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"OptimizerConfig.{name} = {getattr(self, name)}: it must be 0 or more")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"OptimizerConfig.{name} = {getattr(self, name)}: it must be 0 or more, and below 1")
 
 
 def schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import jax
 
-from xretrieval import distributed
+from xretrieval import distributed, shared_folder
 from xretrieval import mesh as mesh_lib
 from xretrieval.data.plan import check_shape
 from xretrieval.model.tower import ComputeConfig, TowerConfig
@@ -99,7 +99,7 @@ def train(
     wanted = (row_length, rows, max_segments)
     pipeline = begin.packed_pipeline(workdir, data, config, compute, num_steps, batch_size, seed, mesh, microbatches, wanted)
     step_config = StepConfig(config, compute, loss, pipeline.shape.num_segments, trainable.lora_scale, microbatches)
-    with jax.set_mesh(mesh), Checkpoints(workdir, identity, keep_checkpoints) as checkpoints:
+    with jax.set_mesh(mesh), shared_folder.taken(workdir), Checkpoints(workdir, identity, keep_checkpoints) as checkpoints:
         begin.describe(step_config, pipeline, mesh)
         check_agreement(identity, step_config, tx, trainable, pipeline.shape, batch_size)
         state, start, skipped, unmeasured = begin.initial_state(
