@@ -2,9 +2,13 @@
 
     python -m launch.local --processes 4 -- xretrieval train --gin_file=gin_configs/runs/polyglot.gin
 
-Each process learns its place from its environment. When one ends, the others have some seconds to end too, and are killed then. A run that was
+Each process learns its place from its environment. When one ends, the others have some time to end too (--grace), and are killed then. A run that was
 preempted (exit code 75) is started again, one that failed is not; the same command goes on with it from its last checkpoint. Ctrl-C and SIGTERM go
 to every process, and nothing is started again; the second Ctrl-C kills.
+
+The exit code is that of the first process that ended otherwise than with 0, 75 or 76 (it lost another process), else that of the first that did not end
+with 0. One that a signal killed counts as 128 and the signal's number: 137 after SIGKILL, by the system for its memory, or by this launcher at the end of
+--grace. So a run that is to begin again after a lost worker too has --restart_on 75,76,137.
 """
 
 import argparse
@@ -21,6 +25,9 @@ from typing import BinaryIO
 
 PREEMPTED = os.EX_TEMPFAIL
 PEER_LOST = 76  # what `xretrieval` ends with where another process is the cause
+# Longer than `--heartbeat_timeout` of `xretrieval train` (100 s), after which those that are left name the one that was lost, and end: killed before
+# that, they could not say which it was.
+GRACE = 120.0
 
 
 def free_port() -> int:
@@ -182,7 +189,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max_restarts", type=int, default=100, metavar="N", help="at most so often (100)")
     parser.add_argument("--restart_delay", type=float, default=1.0, metavar="SECONDS", help="before each (1)")
     parser.add_argument(
-        "--grace", type=float, default=30.0, metavar="SECONDS", help="after one process ended, until the others are killed (30)"
+        "--grace",
+        type=float,
+        default=GRACE,
+        metavar="SECONDS",
+        help=f"after one process ended, until the others are killed; more than their --heartbeat_timeout ({GRACE:g})",
     )
     parser.add_argument("command", nargs=argparse.REMAINDER, help="after --")
     given = parser.parse_args(argv)
@@ -205,7 +216,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return launch(launcher, restart_on, given.max_restarts, given.restart_delay)
     except OSError as error:
-        print(f"launch.local: {command[0]}: {error.strerror}", file=sys.stderr)
+        advice = "" if os.sep in command[0] else "; activate the environment that has it, or give its path"
+        print(f"launch.local: {command[0]}: {error.strerror}{advice}", file=sys.stderr)
         return 127
 
 

@@ -20,7 +20,7 @@ Which one, by flag or by the variable of the environment beside it:
   --name NAME  TPU_NAME    --project ID  PROJECT_ID    --zone ZONE  ZONE
 create:
   --accelerator-type TYPE  ACCELERATOR_TYPE, as v5litepod-256    --runtime-version VERSION  RUNTIME_VERSION, as v2-alpha-tpuv5-lite
-  --slices N (also --node-count; default 1)    --spot    --reserved    --network N    --subnetwork N    --internal-ips
+  --slices N (also --node-count; default 1)    --spot or --reserved    --network N    --subnetwork N    --internal-ips
   --service-account EMAIL  whom the VMs act as    --wait SECONDS  until it is active (0)
 setup:
   --python VERSION  3.11, 3.12 or 3.13 (3.11)
@@ -94,8 +94,9 @@ read_flags() {
         set_flag "${flag%%=*}" "${flag#*=}"
         ;;
       --*)
+        # First, for a flag that there is not has no missing value.
+        set_flag "$flag" "${2:-}"
         (($# >= 2)) || die 2 "$flag: no value"
-        set_flag "$flag" "$2"
         shift
         ;;
       *) die 2 "${flag@Q}: not a flag; arguments of \`xretrieval train\` stand after --" ;;
@@ -131,7 +132,8 @@ set_flag() {
     --install-timeout) INSTALL_TIMEOUT=$2 ;;
     --attempts) ATTEMPTS=$2 ;;
     --retry-delay) RETRY_DELAY=$2 ;;
-    *) die 2 "$1: no such flag, or one without a value; see --help" ;;
+    --spot | --reserved | --internal-ips | --no-follow | --yes | --dry-run) die 2 "$1: takes no value" ;;
+    *) die 2 "$1: no such flag; see --help" ;;
   esac
 }
 
@@ -179,6 +181,8 @@ check_settings() {
   [[ $RESTART_ON =~ ^$code(,$code)*$ ]] || die 2 "--restart-on ${RESTART_ON@Q}: must be exit codes from 1 to 255, as 75 or 75,76"
   [[ $PYTHON =~ ^3\.1[123]$ ]] || die 2 "--python ${PYTHON@Q}: must be 3.11, 3.12 or 3.13"
   [[ $WORKER =~ ^([0-9]+|all)$ ]] || die 2 "--worker ${WORKER@Q}: must be a number or all"
+  # The API's "tier" is one of both (queuedResources: spot, or guaranteed, which holds reserved); gcloud would send both.
+  if [[ $SPOT && $RESERVED ]]; then die 2 "--spot and --reserved: a request is one or the other; give one of them"; fi
   # What gcloud takes for a name, or would take for a flag.
   [[ ! $NAME || $NAME =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] || die 2 "--name ${NAME@Q}: must be of small letters, digits and hyphens, and begin with a letter"
   for setting in ${ENVIRONMENT[@]+"${ENVIRONMENT[@]}"}; do

@@ -27,6 +27,8 @@ MOUNT = "/bucket"
 MOUNT_OPTIONS = "implicit-dirs,metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0,file-system:rename-dir-limit:0"
 # Label of the nodes -> dimensions of its topologies.
 ACCELERATORS = {"tpu-v4-podslice": 3, "tpu-v5-lite-podslice": 2, "tpu-v5p-slice": 3, "tpu-v6e-slice": 2, "tpu7x": 3}
+# Slices of v5e and v6e that GKE has node pools for. Those of three dimensions have no such list: see `problem`.
+FLAT_TOPOLOGIES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 # Shapes of tokens and keys, a password in a URL, and names that speak of one. The same is in tpu_vm_settings.sh; tests/launch/test_credentials.py
 # holds both against one list.
 CREDENTIAL = re.compile(
@@ -90,6 +92,11 @@ def problem(settings: Settings) -> str | None:
     dimensions = ACCELERATORS[settings.accelerator]
     if not re.fullmatch("x".join([r"[1-9]\d*"] * dimensions), settings.topology):
         return f"--topology {settings.topology!r}: {settings.accelerator} has {dimensions} dimensions, as {'x'.join(['4'] * dimensions)}"
+    if dimensions == 2 and settings.topology not in FLAT_TOPOLOGIES:
+        return f"--topology {settings.topology}: there is no such slice of {settings.accelerator}; there are {', '.join(FLAT_TOPOLOGIES)}"
+    # A host has 2x2x1 chips, a cube 4x4x4: larger slices are made of cubes.
+    if dimensions == 3 and any(side > 2 and side % 4 for side in map(int, settings.topology.split("x"))):
+        return f"--topology {settings.topology}: there is no such slice of {settings.accelerator}; a side is 1, 2 or a multiple of 4"
     if settings.chips > settings.chips_per_host and settings.chips % settings.chips_per_host:
         return f"--topology {settings.topology}: {settings.chips} chips are not a multiple of {settings.chips_per_host} a host"
     if settings.slices > 1 and settings.hosts == 1:

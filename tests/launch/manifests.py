@@ -1,5 +1,6 @@
 """Manifests of a run on GKE, from flags."""
 
+import re
 import subprocess
 import sys
 
@@ -29,3 +30,18 @@ def job_of(manifest):
 
 def pod_of(manifest):
     return job_of(manifest)["template"]["spec"]
+
+
+def arguments_of_the_readme(bucket, more):
+    """Of `xretrieval train`: what a shell makes of the README's G, and of a command that takes it."""
+    text = (ROOT / "launch/README.md").read_text()
+    (group,) = re.findall(r"^    (G=\((?:.*\n)+?.*\))$", text, re.MULTILINE)
+    script = f"B={bucket}\n{group}\nprintf '%s\\0' {more}"
+    printed = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True, timeout=60).stdout
+    return printed.rstrip("\0").split("\0")
+
+
+def manifest_of_the_readme():
+    """The arguments of the README's `launch.gke.render`."""
+    (command,) = re.findall(r"python -m launch\.gke\.render ((?:.*\\\n)+.*) > run1\.yaml", (ROOT / "launch/README.md").read_text())
+    return arguments_of_the_readme("/bucket", command)

@@ -190,7 +190,14 @@ def test_arguments_arrive_as_they_were_given():
     ("flags", "run", "message"),
     [
         (["--topology=16x16x16"], RUN, "--topology '16x16x16': tpu-v5-lite-podslice has 2 dimensions, as 4x4"),
-        (["--topology=3x3"], RUN, "--topology 3x3: 9 chips are not a multiple of 4 a host"),
+        (["--topology=16x17"], RUN, "--topology 16x17: there is no such slice of tpu-v5-lite-podslice; there are 1x1, 2x2, 2x4, 4x4"),
+        (["--accelerator=tpu-v6e-slice", "--topology=4x2"], RUN, "--topology 4x2: there is no such slice of tpu-v6e-slice"),
+        (
+            ["--accelerator=tpu-v5p-slice", "--topology=4x4x6"],
+            RUN,
+            "there is no such slice of tpu-v5p-slice; a side is 1, 2 or a multiple of 4",
+        ),
+        (["--topology=4x4", "--chips_per_host=3"], RUN, "--topology 4x4: 16 chips are not a multiple of 3 a host"),
         (["--topology=2x2", "--slices=2"], RUN, "--slices 2: several slices must have several hosts each, and 2x2 has one"),
         (["--name=Run_1"], RUN, "--name 'Run_1': must be at most 40 small letters"),
         (["--slices=0"], RUN, "--slices: '0' must be a whole number, 1 or more"),

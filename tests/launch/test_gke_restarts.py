@@ -1,11 +1,9 @@
 """What ends and what restarts a run on GKE: the manifest's rules, as Kubernetes and the JobSet controller read them."""
 
 import re
-import shlex
 
 import pytest
-from fake_cloud import ROOT
-from manifests import job_of, made, pod_of
+from manifests import job_of, made, manifest_of_the_readme, pod_of
 
 from launch.gke import render
 from xretrieval import watch
@@ -81,5 +79,4 @@ def test_a_lost_node_restarts_for_sure_where_76_was_told(looks, untold, told):
 
 
 def test_the_readme_shows_how_lost_nodes_restart():
-    (command,) = re.findall(r"python -m launch\.gke\.render ((?:.*\\\n)+.*) > run1\.yaml", (ROOT / "launch/README.md").read_text())
-    assert restarting_codes(render.jobset(render.parse(shlex.split(command.replace("\\\n", " "))))) == [75, watch.PEER_LOST]
+    assert restarting_codes(render.jobset(render.parse(manifest_of_the_readme()))) == [75, watch.PEER_LOST]

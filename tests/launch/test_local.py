@@ -1,5 +1,6 @@
 """The local launcher: who is told what, who is stopped when, and what is started again."""
 
+import inspect
 import os
 import signal
 import subprocess
@@ -9,7 +10,8 @@ import time
 import pytest
 from small_run import ROOT
 
-from launch.local import Launcher, outcome
+from launch.local import GRACE, Launcher, outcome
+from xretrieval import joining
 
 PLACE = "import os; print(*(os.environ[f'JAX_{name}'] for name in ('PROCESS_ID', 'NUM_PROCESSES', 'COORDINATOR_ADDRESS')))"
 
@@ -52,6 +54,29 @@ def test_when_one_fails_the_others_are_stopped_and_its_code_counts():
     assert done.returncode == 7
     assert "process 1 ended with exit code 7" in done.stderr
     assert "process 0 has not ended 0.5 s after the first one, and is killed" in done.stderr
+
+
+# As `kill -9`, of one process; the others hear of it later, and say so.
+KILLED = """
+import os, signal, sys, time
+if os.environ["JAX_PROCESS_ID"] == "1":
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(1)
+print("process 1 is lost", flush=True)
+sys.exit(76)
+"""
+
+
+def test_a_worker_that_was_killed_is_named_by_the_others_and_begins_again_where_told(tmp_path):
+    # Whoever is left has until then to notice, as `xretrieval train` does by default.
+    default = inspect.signature(joining.join).parameters["heartbeat_timeout"].default
+    assert default + 10 <= GRACE
+    done = launch(code=KILLED)
+    assert done.returncode == 137
+    assert "process 1 ended with SIGKILL" in done.stderr
+    assert sorted(done.stdout.splitlines()) == ["[0] process 1 is lost", "[2] process 1 is lost"]
+    assert "starting again" not in launch("--restart_on=75,76", "--max_restarts=1", code=KILLED).stderr
+    assert "exit code 137; starting again" in launch("--restart_on=75,76,137", "--max_restarts=1", code=KILLED).stderr
 
 
 FIRST_75 = """
@@ -163,7 +188,8 @@ def test_a_program_that_is_not_there_is_one_line():
         timeout=60,
     )
     assert done.returncode == 127
-    assert done.stderr == "launch.local: no-such-program: No such file or directory\n"
+    wanted = "launch.local: no-such-program: No such file or directory; activate the environment that has it, or give its path\n"
+    assert done.stderr == wanted
 
 
 def test_the_first_cause_counts():
