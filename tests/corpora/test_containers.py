@@ -192,7 +192,7 @@ def test_without_pyav_the_extra_is_named(tmp_path, monkeypatch):
     (tmp_path / "broken" / "av.py").write_text("raise ModuleNotFoundError('No module named av')")
     monkeypatch.syspath_prepend(tmp_path / "broken")
     decoder_process.kill_all()
-    with pytest.raises(UserError, match=r'a\.m4a: MP4 and WebM are read through PyAV: pip install "xretrieval\[containers\]"'):
+    with pytest.raises(UserError, match=r'a\.m4a: MP4 and WebM are read through PyAV: pip install -e "\.\[containers\]"'):
         load_audio(tmp_path / "a.m4a")
     assert len(load_audio(tmp_path / "a.wav")) == 16_000
     decoder_process.kill_all()
