@@ -15,6 +15,19 @@ def one_device():
     return runs.steps()
 
 
+def assert_same_parameters(found, expected):
+    """Of two states, where the gradient is more than its rounding.
+
+    Adam moves a parameter by up to 3e-3 a step however small its gradient is. Moments may differ by 5e-4 of the largest (below): where one is a tenth of
+    it or more, that is 5e-3 of each of three moves.
+    """
+    squares = expected.opt_state[1][0].nu["tower"]
+    for name, value in expected.params["tower"].items():
+        size = np.sqrt(np.asarray(squares[name]))
+        felt = size > 0.1 * size.max()
+        np.testing.assert_allclose(np.asarray(found.params["tower"][name])[felt], np.asarray(value)[felt], atol=4.5e-5, err_msg=name)
+
+
 QUICK = [(1, 1), (2, 2), (4, 1)]
 SLOW = [(model, 2**i) for model in (1, 2, 4) for i in range(4) if 8 % (model * 2**i) == 0 and (model, 2**i) not in QUICK]
 
@@ -29,9 +42,7 @@ def test_every_mesh_of_eight_devices_equals_one_device(one_device, model, replic
     # Sums in another order, some 1e-6 of float32, and the third step's gradient is of other parameters.
     for got, expected in zip(*map(jax.tree.leaves, moments), strict=True):
         np.testing.assert_allclose(got, expected, atol=5e-4 * np.abs(expected).max())
-    # Adam moves by up to 3e-3 however small a gradient is, where all of it may be rounding.
-    for name, expected in one_device[3].params["tower"].items():
-        np.testing.assert_allclose(state.params["tower"][name], expected, atol=5e-4, err_msg=name)
+    assert_same_parameters(state, one_device[3])
 
 
 def test_a_mesh_that_heads_do_not_divide_over_is_refused():
@@ -41,11 +52,10 @@ def test_a_mesh_that_heads_do_not_divide_over_is_refused():
 
 @pytest.mark.parametrize("compute", [ComputeConfig(remat=True), ComputeConfig(attention="chunked", block=16)], ids=["remat", "chunked"])
 def test_ways_of_computing_are_the_same_step(one_device, compute):
-    losses, _, after, _ = runs.steps(compute=compute)
+    losses, _, _, state = runs.steps(compute=compute)
     np.testing.assert_allclose(losses[0], one_device[0][0], rtol=1e-6)
     np.testing.assert_allclose(losses, one_device[0], rtol=1e-5)  # as above
-    for name, value in after.items():
-        np.testing.assert_allclose(value, one_device[2][name], atol=2e-4, err_msg=name)  # as above, on one device
+    assert_same_parameters(state, one_device[3])
 
 
 def test_bfloat16_learns_what_float32_learns(one_device):
