@@ -117,10 +117,10 @@ def logits_held(found: dict, batch: int, mesh: jax.sharding.Mesh, width: int | N
     C, in any order and each in one piece or several ([C / tile, b, tile]), or which have one axis alone.
 
     What it cannot see: in a step, an axis that joins a part of b with a part of C, padding, or both directions in one array; in either, arrays
-    of fewer elements than b x C, a part of the logits at a time; and arrays of one axis in what was compiled before they were kept ("flat").
+    of fewer elements than b x C, a part of the logits at a time.
     """
     own, wide = batch // mesh_lib.batch_shards(mesh), {batch, batch // mesh.shape["model"]}
-    axes = [[int(size) for size in shape.split(",")] for shape in found["shapes"]] + [[size] for size in found.get("flat", [])]
+    axes = [[int(size) for size in shape.split(",")] for shape in found["shapes"]] + [[size] for size in found["flat"]]
     if width is not None:
         return sum(math.prod(sizes) >= own * min(wide) and width not in sizes for sizes in axes)
     return sum(any(_is_cut(sizes, own, other) for other in wide) for sizes in axes)

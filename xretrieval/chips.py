@@ -77,8 +77,8 @@ _TPUS = (
         name="v5p",
         kinds=("TPU v5", "TPU v5p"),
         flops=459e12,
-        hbm=96
-        * GIB,  # of which the page's table leaves out 1 GiB that system and libtpu keep; libtpu itself gives a program more than those 95
+        # The page's table leaves out 1 GiB that system and libtpu keep; libtpu itself gives a program more than those 95.
+        hbm=96 * GIB,
         hbm_usable=95.74 * GIB,
         hbm_bandwidth=2.765e12,
         axes=3,

@@ -157,26 +157,6 @@ def check_same_program(text: str, timeout: float = BARRIER_TIMEOUT) -> None:
     check_same("train step", "\n".join(kept), timeout)
 
 
-@contextlib.contextmanager
-def gives_way() -> Iterator[None]:
-    """SIGTERM as `Preempted`, at once, in a run of one process: while it is prepared, and where no `StopOnSignal` lets it finish a step.
-
-    Among several processes SIGTERM belongs to JAX, and is seen after the first step.
-    """
-    if not alone():
-        yield
-        return
-
-    def stop(number, frame):
-        raise Preempted
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 class StopOnSignal:
     """Ctrl-C and SIGTERM as a question to ask after every step, so that all processes finish the same step, save it and stop.
 

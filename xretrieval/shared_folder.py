@@ -106,12 +106,17 @@ def taken(workdir: str | os.PathLike) -> Iterator[None]:
     """The workdir as one run's alone: process 0 holds a lock in it, which the system lets go of when it ends, however it does.
 
     Raises:
-      UserError: another run has it.
+      UserError: another run has it, or it cannot be written.
     """
     if not distributed.first():
         yield
         return
-    with open(pathlib.Path(workdir) / ".lock", "w") as file:
+    try:
+        os.makedirs(workdir, exist_ok=True)
+        file = open(pathlib.Path(workdir) / ".lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f"{workdir}: cannot be written ({error.strerror}); give another workdir") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

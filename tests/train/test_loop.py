@@ -248,22 +248,20 @@ def test_a_run_that_is_stopped_where_validation_is_due_has_it_when_it_goes_on(tm
     assert len(measured) == 2
 
 
-def test_a_run_that_is_told_to_stop_before_its_first_step_does(tmp_path, monkeypatch):
-    def told(*arguments):
-        os.kill(os.getpid(), signal.SIGTERM)
-        raise AssertionError("it goes on")
-
-    monkeypatch.setattr(run.begin, "initial_state", told)
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Preempted, match="no step was under way"):
-        tiny_run.run(tmp_path)
-    assert signal.getsignal(signal.SIGTERM) is before
+def test_fewer_steps_than_are_done_are_refused_and_leave_the_run_as_it_is(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    before = (tmp_path / "run/train/run.json").read_text()
+    with pytest.raises(UserError, match="train: 12 steps are done already; set train.num_steps to more"):
+        tiny_run.run(tmp_path / "run", num_steps=8)
+    assert (tmp_path / "run/train/run.json").read_text() == before
 
 
 def test_a_workdir_in_which_another_run_is_is_refused(tmp_path):
     def another(state, batch, config, optimizer):
+        before = (tmp_path / "train/run.json").read_text()
         with pytest.raises(UserError, match="train: another run trains into it; wait for its end"):
-            tiny_run.run(tmp_path)
+            tiny_run.run(tmp_path, log_every=2, optimizer=OptimizerConfig(warmup_steps=1))
+        assert (tmp_path / "train/run.json").read_text() == before
         return step(state, batch, config, optimizer)
 
     step = run.train_step

@@ -58,11 +58,13 @@ def check_run(
     mesh: jax.sharding.Mesh,
     changeable: dict[str, Any],
 ) -> str:
-    """The fingerprint of the run (`identity.check`); `changeable` is what `settings` gives, `microbatches` among them.
+    """The fingerprint of the run (`identity.check`); `changeable` is what `settings` gives, `num_steps` and `microbatches` among them.
 
     Raises:
-      UserError: the tower or the batch does not divide over the mesh, or the workdir is another run's.
+      UserError: more steps are done than the run has, the tower or the batch does not divide over the mesh, or the workdir is another run's.
     """
+    if (done := checkpoint.steps(workdir)) and done[-1] > changeable["train.num_steps"]:
+        raise UserError(f"{workdir}: {done[-1]} steps are done already; set train.num_steps to more, or give another workdir")
     tower.check_mesh(config, mesh)
     mesh_lib.check_batch(batch_size, mesh, changeable["train.microbatches"])
     fixed = {
@@ -142,7 +144,6 @@ def initial_state(
     checkpoints: checkpoint.Checkpoints,
     step: StepConfig,
     tx: optax.GradientTransformation,
-    num_steps: int,
     seed: int,
     trainable: TrainableConfig,
     init_from: str | None,
@@ -152,7 +153,7 @@ def initial_state(
     """The newest checkpoint's state with its manifest's step, skipped and unmeasured; or a fresh state (with the parameters of `init_from`).
 
     Raises:
-      UserError: more steps are done than `num_steps`, `init_from` is another tower than the run's or holds what is not finite, or no checkpoint
+      UserError: `init_from` is another tower than the run's or holds what is not finite, or no checkpoint
         is whole.
     """
     check_lookup(step.compute.dtype)
@@ -163,8 +164,6 @@ def initial_state(
         state, (done, skipped, unmeasured) = newest[0], (newest[1].step, newest[1].skipped, newest[1].unmeasured)
     if done and jax.process_index() == 0:
         print(f"goes on from step {done}")
-    if done > num_steps:
-        raise UserError(f"{checkpoints.root.parent}: {done} steps are done already; set train.num_steps to more, or give another workdir")
     try:
         state_lib.check_finite(state)  # as every save does: compiled here, where no step waits for it
     except UserError as error:

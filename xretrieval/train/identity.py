@@ -66,7 +66,6 @@ def check(workdir: str, fixed: dict, settings: dict, begun: bool, keep: bool) ->
             print(f"{path}: goes on with another {', '.join(changed)}", file=sys.stderr)
     if keep:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, {**fixed, _SETTINGS: settings})
         except OSError as error:
             raise UserError(f"{workdir}: cannot be written ({error.strerror}); give another workdir") from error

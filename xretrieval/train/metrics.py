@@ -102,12 +102,13 @@ class Reporter:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         skipped = values["skipped"] > 0
         now, first = time.monotonic(), math.isnan(self._since)
-        if write or skipped or step % self.log_every == 0:
+        due = write or skipped or step % self.log_every == 0
+        if due:
             # The first step of a call has no rates: it waited for the compiler.
             rates = {} if first else self.throughput.rates(self._last, step, max(now - self._since - self._paused, 1e-9))
             rate = float(self.learning_rates_T[step - 1 - self.skipped])
             self.writer.write(step, {**values, "learning_rate": rate, **rates})
-        if write or skipped or first or step % self.log_every == 0:
+        if due or first:
             self._last, self._since, self._paused = step, now, 0.0
         if skipped:
             self._skip(step, values)

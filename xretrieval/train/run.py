@@ -27,7 +27,6 @@ from xretrieval.train.throughput import Throughput
 from xretrieval.train.trainable import TrainableConfig
 
 
-@distributed.gives_way()
 def train(
     workdir: str,
     data: begin.TrainingData,
@@ -82,7 +81,7 @@ def train(
     Raises:
       UserError: the processes of the run differ, the workdir belongs to other data, its checkpoints are damaged, an example is longer than a row, a
         step needs more than `rows`, too many steps were not finite, or a checkpoint could not be saved.
-      Preempted: after saving, where SIGTERM asked to stop; before the first step, at once.
+      Preempted: after saving, where SIGTERM asked to stop.
       KeyboardInterrupt: after saving, where Ctrl-C did.
     """
     counts = {"num_steps": num_steps, "batch_size": batch_size, "microbatches": microbatches, "log_every": log_every}
@@ -95,24 +94,23 @@ def train(
     config = dataclasses.replace(tower, text_size=data.text_size, num_units=data.num_units)
     changeable = {"num_steps": num_steps, "microbatches": microbatches, "max_skipped_steps": max_skipped_steps, **shape}
     settings = begin.settings(optimizer, loss, compute, mesh, **changeable)
-    identity = begin.check_run(workdir, data, config, trainable, init_from, unit_init, batch_size, seed, mesh, settings)
-    wanted = (row_length, rows, max_segments)
-    pipeline = begin.packed_pipeline(workdir, data, config, compute, num_steps, batch_size, seed, mesh, microbatches, wanted)
-    step_config = StepConfig(config, compute, loss, pipeline.shape.num_segments, trainable.lora_scale, microbatches)
-    with jax.set_mesh(mesh), shared_folder.taken(workdir), Checkpoints(workdir, identity, keep_checkpoints) as checkpoints:
-        begin.describe(step_config, pipeline, mesh)
-        check_agreement(identity, step_config, tx, trainable, pipeline.shape, batch_size)
-        state, start, skipped, unmeasured = begin.initial_state(
-            checkpoints, step_config, tx, num_steps, seed, trainable, init_from, unit_init, data
-        )
-        end = num_steps if stop_after is None else min(num_steps, start + stop_after)
-        throughput, rates = Throughput.of(config, state, pipeline.schedule, mesh), learning_rates(optimizer, num_steps)
-        reporter = Reporter(MetricWriter(workdir, start), throughput, rates, log_every, max_skipped_steps, skipped)
-        take = functools.partial(train_step, config=step_config, optimizer=tx)
-        measure = None if validate is None else lambda state: validate(config, state_lib.whole(state, trainable), compute)
-        due = {"save": lambda step: step % checkpoint_every == 0 or step == end}
-        due["measure"] = lambda step: step == num_steps or (validate_every > 0 and step % validate_every == 0)
-        steps = Steps(take, mesh, checkpoints, reporter, profile_lib.Profiler(traced, f"{workdir}/profile", start), measure, due)
-        with contextlib.closing(pipeline.batches(start, end, mesh_lib.local_shards(mesh, microbatches))) as batches:
-            steps.run(state, start, unmeasured, track(batches, end - start, "training") if distributed.first() else batches)
+    with shared_folder.taken(workdir):
+        identity = begin.check_run(workdir, data, config, trainable, init_from, unit_init, batch_size, seed, mesh, settings)
+        wanted = (row_length, rows, max_segments)
+        pipeline = begin.packed_pipeline(workdir, data, config, compute, num_steps, batch_size, seed, mesh, microbatches, wanted)
+        step = StepConfig(config, compute, loss, pipeline.shape.num_segments, trainable.lora_scale, microbatches)
+        with jax.set_mesh(mesh), Checkpoints(workdir, identity, keep_checkpoints) as checkpoints:
+            begin.describe(step, pipeline, mesh)
+            check_agreement(identity, step, tx, trainable, pipeline.shape, batch_size)
+            state, start, skipped, unmeasured = begin.initial_state(checkpoints, step, tx, seed, trainable, init_from, unit_init, data)
+            end = num_steps if stop_after is None else min(num_steps, start + stop_after)
+            throughput, rates = Throughput.of(config, state, pipeline.schedule, mesh), learning_rates(optimizer, num_steps)
+            reporter = Reporter(MetricWriter(workdir, start), throughput, rates, log_every, max_skipped_steps, skipped)
+            take = functools.partial(train_step, config=step, optimizer=tx)
+            measure = None if validate is None else lambda state: validate(config, state_lib.whole(state, trainable), compute)
+            due = {"save": lambda at: at % checkpoint_every == 0 or at == end}
+            due["measure"] = lambda at: at == num_steps or (validate_every > 0 and at % validate_every == 0)
+            steps = Steps(take, mesh, checkpoints, reporter, profile_lib.Profiler(traced, f"{workdir}/profile", start), measure, due)
+            with contextlib.closing(pipeline.batches(start, end, mesh_lib.local_shards(mesh, microbatches))) as batches:
+                steps.run(state, start, unmeasured, track(batches, end - start, "training") if distributed.first() else batches)
     return end

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 
 from xretrieval import mesh as mesh_lib
 
-# Far below any logit (|logit| <= 2 x the scale), far above float32's least: exp of it is exactly 0 and nothing becomes NaN.
+# Of a similarity that does not count: far below any other, far above float32's least. exp of it, times a scale, is exactly 0, and nothing becomes NaN.
 NEVER = -1e9
 
 Ids = tuple[jax.Array, ...]
