@@ -55,18 +55,15 @@ def check_run(
     unit_init: UnitInit,
     batch_size: int,
     seed: int,
-    mesh: jax.sharding.Mesh,
     changeable: dict[str, Any],
 ) -> str:
-    """The fingerprint of the run (`identity.check`); `changeable` is what `settings` gives, `num_steps` and `microbatches` among them.
+    """The fingerprint of the run (`identity.check`); `changeable` is what `settings` gives, `num_steps` among them.
 
     Raises:
-      UserError: more steps are done than the run has, the tower or the batch does not divide over the mesh, or the workdir is another run's.
+      UserError: more steps are done than the run has, or the workdir is another run's.
     """
     if (done := checkpoint.steps(workdir)) and done[-1] > changeable["train.num_steps"]:
         raise UserError(f"{workdir}: {done[-1]} steps are done already; set train.num_steps to more, or give another workdir")
-    tower.check_mesh(config, mesh)
-    mesh_lib.check_batch(batch_size, mesh, changeable["train.microbatches"])
     fixed = {
         **data.identity,
         "tower": dataclasses.asdict(config),
@@ -105,7 +102,7 @@ def packed_pipeline(
     seed: int,
     mesh: jax.sharding.Mesh,
     microbatches: int,
-    wanted: tuple[int | None, int | None, int | None],
+    wanted: dict[str, int | None],
 ) -> BatchPipeline:
     """The batches of a run, in a shape (`train.row_length`, `.rows`, `.max_segments` as wanted) that every step was seen to fit.
 
@@ -113,7 +110,7 @@ def packed_pipeline(
     """
     lengths, cache = [task.lengths() for task in data.tasks], pathlib.Path(workdir) / "packing.json"
     shards = mesh_lib.batch_shards(mesh) * microbatches
-    made = plan_lib.plan(lengths, batch_size, seed, shards, num_steps, *wanted, cache, jax.process_index() == 0)
+    made = plan_lib.plan(lengths, batch_size, seed, shards, num_steps, **wanted, cache=cache, keep=jax.process_index() == 0)
     pipeline = BatchPipeline(data.tasks, batch_size, config.vocab_size, seed, shards, made.shape)
     longest = pipeline.schedule.longest
     if longest > config.max_positions:

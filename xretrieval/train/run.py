@@ -10,7 +10,7 @@ import jax
 from xretrieval import distributed, shared_folder
 from xretrieval import mesh as mesh_lib
 from xretrieval.data.plan import check_shape
-from xretrieval.model.tower import ComputeConfig, TowerConfig
+from xretrieval.model.tower import ComputeConfig, TowerConfig, check_mesh
 from xretrieval.model.unit_rows import UnitInit
 from xretrieval.progress import track
 from xretrieval.train import begin
@@ -92,12 +92,13 @@ def train(
     traced = profile_lib.parse(profile, num_steps)
     mesh, tx = mesh_lib.make_mesh(mesh_model, mesh_replica), make_optimizer(optimizer, num_steps)
     config = dataclasses.replace(tower, text_size=data.text_size, num_units=data.num_units)
+    check_mesh(config, mesh)
+    mesh_lib.check_batch(batch_size, mesh, microbatches)
     changeable = {"num_steps": num_steps, "microbatches": microbatches, "max_skipped_steps": max_skipped_steps, **shape}
     settings = begin.settings(optimizer, loss, compute, mesh, **changeable)
     with shared_folder.taken(workdir):
-        identity = begin.check_run(workdir, data, config, trainable, init_from, unit_init, batch_size, seed, mesh, settings)
-        wanted = (row_length, rows, max_segments)
-        pipeline = begin.packed_pipeline(workdir, data, config, compute, num_steps, batch_size, seed, mesh, microbatches, wanted)
+        identity = begin.check_run(workdir, data, config, trainable, init_from, unit_init, batch_size, seed, settings)
+        pipeline = begin.packed_pipeline(workdir, data, config, compute, num_steps, batch_size, seed, mesh, microbatches, shape)
         step = StepConfig(config, compute, loss, pipeline.shape.num_segments, trainable.lora_scale, microbatches)
         with jax.set_mesh(mesh), Checkpoints(workdir, identity, keep_checkpoints) as checkpoints:
             begin.describe(step, pipeline, mesh)
