@@ -50,20 +50,20 @@ def reference(family):
     ]
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def states(config, compute, count, params, tokens, segments, positions):
+    """Hidden states [layers + 1, R, L, D], the final one, and embeddings [R, `count`, E]."""
+    built = tower.merge(config, params, compute)
+    final, kept = built.hidden(built.look_up(tokens), segments, positions, 0.0, keep=True)
+    return jax.numpy.concatenate(kept), final, built(tokens, segments, positions, num_segments=count)
+
+
 def run(model, packed, compute=ComputeConfig(), config=None):
-    """Hidden states [layers + 1, R, L, D], the final one, and embeddings [R, S, E]."""
-    tokens, segments, positions = packed
-    config, mesh, count = config or model.config, towers.one_device(), int(segments.max())
-
-    @jax.jit
-    def states(params, tokens, segments, positions):
-        built = tower.merge(config, params, compute)
-        final, kept = built.hidden(built.look_up(tokens), segments, positions, 0.0, keep=True)
-        return jax.numpy.concatenate(kept), final, built(tokens, segments, positions, num_segments=count)
-
+    config, mesh = config or model.config, towers.one_device()
     with jax.set_mesh(mesh):
         placed = towers.place(config, model.params, mesh)
-        return [np.asarray(x) for x in states(placed, *(towers.put(x, mesh) for x in (tokens, segments, positions)))]
+        rows = [towers.put(x, mesh) for x in packed]
+        return [np.asarray(x) for x in states(config, compute, int(packed[1].max()), placed, *rows)]
 
 
 def layouts(family, layout):

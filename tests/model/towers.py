@@ -1,5 +1,7 @@
 """Small towers for tests: one of each family's mechanisms, with every parameter off its default."""
 
+import functools
+
 import jax
 import numpy as np
 
@@ -31,8 +33,9 @@ CONFIGS = {
 }
 
 
+@functools.cache
 def random_params(config, seed=0):
-    """Norms off their defaults, so that every one of them matters."""
+    """Norms off their defaults, so that every one of them matters. For all tests of the process: copy before writing."""
     rng = np.random.default_rng(seed)
     with jax.set_mesh(one_device()):
         params = jax.device_get(tower.init(config, seed))
@@ -43,10 +46,15 @@ def one_device():
     return mesh_lib.make_mesh(devices=jax.devices()[:1])
 
 
-def place(config, params, mesh):
+@functools.cache
+def shardings(config, mesh):
     with jax.set_mesh(mesh):
         abstract = jax.eval_shape(lambda: tower.init(config, 0))
-    return {n: jax.device_put(params[n], jax.NamedSharding(mesh, x.sharding.spec)) for n, x in abstract.items()}
+    return {n: jax.NamedSharding(mesh, x.sharding.spec) for n, x in abstract.items()}
+
+
+def place(config, params, mesh):
+    return {n: jax.device_put(params[n], x) for n, x in shardings(config, mesh).items()}
 
 
 def put(x, mesh):
@@ -85,12 +93,16 @@ def pack(sequences, length, rows):
     return tokens, segments, positions, places
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def merged(config, compute, count, params, tokens, segments, positions):
+    """Embeddings [R, `count`, E] of packed rows [R, L]."""
+    return tower.merge(config, params, compute)(tokens, segments, positions, num_segments=count)
+
+
 def embed_packed(config, params, packed, compute, devices=1):
-    tokens, segments, positions, places = packed
+    *rows, places = packed
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:devices])
     with jax.set_mesh(mesh):
         placed = place(config, params, mesh)
-        count = int(segments.max())
-        function = jax.jit(lambda p, t, s, at: tower.merge(config, p, compute)(t, s, at, num_segments=count))
-        out = np.asarray(function(placed, *(put(x, mesh) for x in (tokens, segments, positions))))
+        out = np.asarray(merged(config, compute, int(rows[1].max()), placed, *(put(x, mesh) for x in rows)))
     return np.stack([out[place] for place in places])

@@ -1,5 +1,7 @@
 """A small tower, a packed batch, and steps of training on them, on any mesh."""
 
+import functools
+
 import jax
 import numpy as np
 
@@ -28,6 +30,9 @@ CONFIG = TowerConfig(
 )
 SHAPE = Shape(row_length=32, rows=24, num_segments=8)
 
+# One object of one config, and so one program of one step.
+_optimizer = functools.cache(make_optimizer)
+
 
 def batch(shards=1, pairs=16, seed=0):
     """The same pairs for any number of shards; every second one has the pair ID of the one before, and all but one have texts of their own."""
@@ -47,7 +52,7 @@ def batch(shards=1, pairs=16, seed=0):
 def steps(devices=1, model=1, replica=1, count=3, trainable=TrainableConfig(), optimizer=None, compute=ComputeConfig(), others=False):
     """Losses, the whole tower before and after, and the state; every step has the same batch, or with `others` another."""
     mesh = mesh_lib.make_mesh(model, replica, jax.devices()[:devices])
-    optimizer = make_optimizer(optimizer or OptimizerConfig(warmup_steps=1, weight_decay=0.01), 10)
+    optimizer = _optimizer(optimizer or OptimizerConfig(warmup_steps=1, weight_decay=0.01), 10)
     step = StepConfig(CONFIG, compute, LossConfig(), SHAPE.num_segments, trainable.lora_scale)
     with jax.set_mesh(mesh):
         state = state_lib.create(CONFIG, optimizer, 20.0, 0, trainable)

@@ -17,6 +17,7 @@ from xretrieval.train.optimizer import OptimizerConfig, make_optimizer
 from xretrieval.train.pairs import embed_pairs
 from xretrieval.train.trainable import UNITS, TrainableConfig
 
+PLAIN = OptimizerConfig(learning_rate=1e-3, warmup_steps=1, max_gradient_norm=1e9)
 UPPER = ("blocks.", "final_norm.")
 KINDS = {
     "units": (TrainableConfig("units"), lambda name, layer: False),
@@ -72,9 +73,8 @@ def test_frozen_parameters_take_no_optimizer_memory(kind):
 
 def test_the_gradient_of_what_trains_is_that_of_full_training():
     """The first step of Adam from the same state: units and top layer move as they do when all trains, adapters as the formula says."""
-    plain = OptimizerConfig(learning_rate=1e-3, warmup_steps=1, max_gradient_norm=1e9)
-    everything = runs.steps(count=2, optimizer=plain)
-    upper = runs.steps(count=2, trainable=TrainableConfig("units", top_layers=1), optimizer=plain)
+    everything = runs.steps(count=2, optimizer=PLAIN)
+    upper = runs.steps(count=2, trainable=TrainableConfig("units", top_layers=1), optimizer=PLAIN)
     # Two programs: one runs the layers in two stacks.
     assert upper[0][0] == pytest.approx(everything[0][0], rel=1e-6)
     np.testing.assert_allclose(upper[2][UNITS], everything[2][UNITS], atol=2e-5)
@@ -88,11 +88,12 @@ def test_an_adapted_tower_embeds_as_the_merged_one():
         merged = state_lib.whole(state, trainable)
         adapted = {**state.params["tower"], **state.frozen}
         rows = place(runs.batch(), jax.sharding.get_mesh())
-        sides = [
-            embed_pairs(runs.CONFIG, params, rows, runs.SHAPE.num_segments, tower.ComputeConfig(), scale)
-            for params, scale in ((adapted, trainable.lora_scale), (merged, 0.0))
-        ]
-        ignored = embed_pairs(runs.CONFIG, adapted, rows, runs.SHAPE.num_segments, tower.ComputeConfig(), 0.0)
+        embed = jax.jit(
+            lambda params, scale: embed_pairs(runs.CONFIG, params, rows, runs.SHAPE.num_segments, tower.ComputeConfig(), scale),
+            static_argnums=1,
+        )
+        sides = [embed(params, scale) for params, scale in ((adapted, trainable.lora_scale), (merged, 0.0))]
+        ignored = embed(adapted, 0.0)
     for one, other in zip(*sides, strict=True):
         np.testing.assert_allclose(one, other, atol=5e-6)
     assert np.abs(np.asarray(ignored[0]) - np.asarray(sides[0][0])).max() > 1e-3, "the adapters matter"
@@ -104,9 +105,8 @@ def test_an_adapted_tower_embeds_as_the_merged_one():
 
 
 def test_the_unit_embeddings_have_a_learning_rate_of_their_own():
-    plain = OptimizerConfig(learning_rate=1e-4, warmup_steps=1, max_gradient_norm=1e9)
-    one = runs.steps(count=2, optimizer=plain)
-    ten = runs.steps(count=2, optimizer=dataclasses.replace(plain, unit_learning_rate_multiplier=10.0))
+    one = runs.steps(count=2, optimizer=PLAIN)
+    ten = runs.steps(count=2, optimizer=dataclasses.replace(PLAIN, unit_learning_rate_multiplier=10.0))
     moved = [(after[UNITS] - before[UNITS]) for _, before, after, _ in (one, ten)]
     # The first step has rate 0, so the second step's gradients are equal, and the units' updates are ten times as large.
     np.testing.assert_allclose(moved[1], 10 * moved[0], atol=1e-6)
