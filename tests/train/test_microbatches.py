@@ -117,8 +117,17 @@ def test_a_step_that_is_not_finite_leaves_the_state(where):
     jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, after), before)
 
 
-def test_parts_that_do_not_divide_a_data_shard_are_refused_before_anything_is_written(tmp_path):
-    """16 pairs on 8 data shards: what is at fault is train.microbatches, and the shards are those of the mesh."""
-    with pytest.raises(UserError, match=r"train.microbatches = 3 does not divide the 2 pairs of a data shard \(16 over 8\)"):
-        tiny_run.run(tmp_path, microbatches=3)
+@pytest.mark.parametrize(
+    "settings,message",
+    [
+        ({"microbatches": 3}, r"train.microbatches = 3 does not divide the 2 pairs of a data shard \(16 over 8\)"),
+        ({"batch_size": 12}, r"train.batch_size = 12"),
+        ({"mesh_model": 4}, r"TowerConfig.heads = 2 and train.mesh_model = 4"),
+    ],
+    ids=["parts", "pairs", "heads"],
+)
+def test_what_does_not_divide_over_the_mesh_is_refused_before_anything_is_written(tmp_path, settings, message):
+    """On eight devices."""
+    with pytest.raises(UserError, match=message):
+        tiny_run.run(tmp_path, **settings)
     assert not (tmp_path / "train").exists()
